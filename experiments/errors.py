@@ -1,0 +1,29 @@
+"""The one exception for mistakes that the user can repair."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user: shown as one line, never as a traceback.
+
+    The message names the offending value, the file or key it stands in, and what would do.
+    """
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Say which valid names there are, the closest one first, for the end of a message.
+
+    Args:
+        name: what the user wrote.
+        valid: what would have done.
+
+    Returns:
+        "did you mean 'x'? (valid: ...)", or only the list where nothing is close.
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    listing = f"valid: {', '.join(names)}"
+    return f"did you mean {close[0]!r}? ({listing})" if close else listing
