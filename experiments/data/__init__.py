@@ -1,0 +1,45 @@
+"""Data sets, augmentation and batches; `build_data` is the way in.
+
+The images of a data set stay in memory, on the training device, as raw pixels; a batch is cropped,
+mirrored and normalised when it is asked for.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from experiments.data import cifar, digits
+from experiments.data.batches import Batch, Data, ImageSet, InMemoryData, RawData
+from experiments.data.settings import CifarSettings, InputSettings, read_dataset
+from experiments.settings import Node, node_name
+
+__all__ = ["Batch", "Data", "ImageSet", "InMemoryData", "RawData", "build_data"]
+
+
+def build_data(
+    cfg: Node, *, batch_size: int, seed: int, device: torch.device | str
+) -> InMemoryData:
+    """The data set that a config node names, ready to train on.
+
+    Args:
+        cfg: the node `dataset`.
+        batch_size: images of a training batch.
+        seed: the run's seed; decides order and augmentation, not the split.
+        device: where the batches shall be.
+
+    Returns:
+        Batches as a pure function of (seed, epoch, batch index).
+
+    Raises:
+        UserError: a setting that makes no sense; data that are absent, incomplete or corrupt.
+    """
+    settings: InputSettings
+    if node_name(cfg, "dataset", ["digits", *cifar.VERSIONS]) == "digits":
+        settings = read_dataset(InputSettings, cfg)
+        raw = digits.load()
+    else:
+        settings = read_dataset(CifarSettings, cfg)
+        raw = cifar.load(settings)
+    return InMemoryData(
+        raw, settings, batch_size=batch_size, seed=seed, device=torch.device(device)
+    )

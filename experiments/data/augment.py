@@ -1,0 +1,132 @@
+"""Random crop with zero padding, horizontal flip and normalisation, a whole batch at a time.
+
+The same distribution as torchvision's RandomCrop(size, padding) and RandomHorizontalFlip(0.5) on
+the raw pixels followed by ToTensor and Normalize, each image with its own draw. The draws of a
+whole epoch are made at once on the CPU and moved to the device, so that a batch costs no transfer.
+
+Shapes: b images of a batch, n of an epoch, (C, H, W) of an image, p padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from experiments.data.randomness import stream
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices for n images; None where there is nothing to choose.
+
+    Attributes:
+        rows: (n,) int64, first row of the crop in the padded image, 0 to 2p.
+        columns: (n,) int64, first column, 0 to 2p.
+        flips: (n,) bool, whether the crop is mirrored.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+    flips: Tensor | None
+
+    def __getitem__(self, images: slice) -> Draws:
+        """The choices for a slice of the images."""
+        return Draws(*(None if x is None else x[images] for x in self._all()))
+
+    def to(self, device: torch.device) -> Draws:
+        """The same choices on a device."""
+        return Draws(*(None if x is None else x.to(device) for x in self._all()))
+
+    def _all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        return self.rows, self.columns, self.flips
+
+
+def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draws:
+    """Choose crop and flip for every place in an epoch's order.
+
+    Args:
+        seed: the run's seed.
+        epoch: from 0.
+        count: images of the epoch.
+        padding: p; 0 for no crop.
+        flip: whether images are mirrored with probability 1/2.
+
+    Returns:
+        The choices, on the CPU.
+    """
+    rows = columns = flips = None
+    if padding:
+        offsets = torch.randint(
+            2 * padding + 1, (2, count), generator=stream(seed, epoch, "augmentation/crop")
+        )
+        rows, columns = offsets[0], offsets[1]
+    if flip:
+        generator = stream(seed, epoch, "augmentation/flip")
+        flips = torch.randint(2, (count,), generator=generator).bool()
+    return Draws(rows, columns, flips)
+
+
+def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
+    """Cut every image out of its zero-padded self and mirror the chosen ones.
+
+    Every row of the output is W neighbouring bytes of the padded batch, so the whole batch is one
+    `index_select` among all windows of W bytes (a strided view, nothing is copied for it). That is
+    five to fifteen times as fast on a CPU as gathering pixels. A mirrored crop is a plain crop of
+    the mirrored image at the mirrored column.
+
+    Args:
+        images: (b, C, H, W) uint8.
+        draws: the choices for these b images.
+        padding: p, as in `draw`.
+
+    Returns:
+        (b, C, H, W) uint8.
+    """
+    b, channels, height, width = images.shape
+    device = images.device
+    padded = functional.pad(images, (padding,) * 4) if padding else images
+    padded_height, padded_width = padded.shape[2:]
+    image = torch.arange(b, device=device)
+    zero = torch.zeros_like(image)
+    rows = zero if draws.rows is None else draws.rows
+    columns = zero if draws.columns is None else draws.columns
+    if draws.flips is not None:
+        padded = torch.cat([padded, padded.flip(3)])
+        image = torch.where(draws.flips, image + b, image)
+        columns = torch.where(draws.flips, 2 * padding - columns, columns)
+
+    plane = image[:, None] * channels + torch.arange(channels, device=device)
+    row = rows[:, None] + torch.arange(height, device=device)
+    starts = (plane[:, :, None] * padded_height + row[:, None, :]) * padded_width
+    starts = starts + columns[:, None, None]
+    windows = padded.reshape(-1).unfold(0, width, 1)
+    return windows.index_select(0, starts.reshape(-1)).view(b, channels, height, width)
+
+
+class Normalise:
+    """From raw pixels to what the network sees: (pixel / pixel_max - mean) / std, per channel."""
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], *, pixel_max: int, device: torch.device
+    ) -> None:
+        """Precompute the one multiplication and the one addition per pixel.
+
+        Args:
+            mean: C means of pixels scaled to [0, 1].
+            std: C standard deviations of the same.
+            pixel_max: the raw value that stands for 1.
+            device: where the batches are.
+        """
+        mean64, std64 = (
+            torch.tensor(x, dtype=torch.float64).view(1, -1, 1, 1) for x in (mean, std)
+        )
+        self.scale = (1 / (pixel_max * std64)).to(device, torch.float32)
+        self.shift = (-mean64 / std64).to(device, torch.float32)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(b, C, H, W) uint8 to float32."""
+        return images.to(torch.float32).mul_(self.scale).add_(self.shift)

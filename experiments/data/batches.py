@@ -1,0 +1,221 @@
+"""Batches of a data set that lives in memory, as a pure function of (seed, epoch, batch index).
+
+The raw pixels stay on the training device as uint8; order, crops and flips of an epoch are drawn
+from streams seeded by (seed, epoch), and a batch is a slice of them. So a resume needs two
+integers, and the images that a step sees do not depend on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from experiments.data.augment import Draws, Normalise, crop_and_flip, draw
+from experiments.data.randomness import stream
+from experiments.data.settings import InputSettings
+from experiments.errors import UserError
+
+
+class Batch(NamedTuple):
+    """Images and their classes, on the training device.
+
+    Attributes:
+        images: (b, C, H, W) float32, normalised.
+        labels: (b,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+class Data(Protocol):
+    """What the trainer asks of a data set."""
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    train_size: int
+    test_size: int
+    batches_per_epoch: int
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (from 0), from batch `start` on."""
+        ...
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Every test image once, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Raw images: `images` (n, C, H, W) uint8, `labels` (n,) int64."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, class by class in turn, in their old order.
+
+        The sizes of the classes differ by at most one (as long as no class is used up).
+        """
+        place_in_class = np.empty(len(self), dtype=np.int64)
+        for label in np.unique(self.labels):
+            members = np.flatnonzero(self.labels == label)
+            place_in_class[members] = np.arange(len(members))
+        chosen = np.sort(np.lexsort((self.labels, place_in_class))[:count])
+        return ImageSet(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A data set as it was loaded: before limits, normalisation and augmentation.
+
+    Attributes:
+        train: the training images.
+        test: the test images.
+        num_classes: classes; labels are 0 to num_classes - 1.
+        pixel_max: the raw value that stands for 1.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    num_classes: int
+    pixel_max: int
+
+
+class InMemoryData:
+    """`Data` over raw images held on the training device."""
+
+    def __init__(
+        self,
+        raw: RawData,
+        settings: InputSettings,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        """Move the images to the device and check that the settings fit them.
+
+        Args:
+            raw: the loaded data set.
+            settings: limits, normalisation, augmentation.
+            batch_size: images of a training batch.
+            seed: the run's seed; decides order and augmentation.
+            device: where the batches shall be.
+
+        Raises:
+            UserError: a limit, the batch size or the normalisation does not fit the data.
+        """
+        train = _limited(raw.train, settings.train_limit, "train")
+        test = _limited(raw.test, settings.test_limit, "test")
+        channels, height, width = train.images.shape[1:]
+        self.num_classes = raw.num_classes
+        self.input_shape = (channels, height, width)
+        self.train_size, self.test_size = len(train), len(test)
+        _check_fit(settings, self.input_shape, batch_size, self.train_size)
+        full, rest = divmod(self.train_size, batch_size)
+        self.batches_per_epoch = full + (1 if rest and not settings.drop_last else 0)
+
+        self._seed, self._device, self._settings = seed, device, settings
+        self._batch_size = batch_size
+        self._train_images = torch.from_numpy(train.images).to(device)
+        self._train_labels = torch.from_numpy(train.labels).to(device)
+        self._test_images = torch.from_numpy(test.images).to(device)
+        self._test_labels = torch.from_numpy(test.labels).to(device)
+        self._normalise = Normalise(
+            settings.mean, settings.std, pixel_max=raw.pixel_max, device=device
+        )
+
+    def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch.
+
+        Args:
+            epoch: from 0.
+            start: the first batch wanted; those before it cost nothing.
+
+        Raises:
+            ValueError: epoch or start is out of range.
+        """
+        if epoch < 0 or not 0 <= start <= self.batches_per_epoch:
+            raise ValueError(
+                f"epoch = {epoch}, start = {start}: need epoch >= 0 and 0 <= start <= "
+                f"{self.batches_per_epoch} batches"
+            )
+        return self._train_batches(epoch, start)
+
+    def _train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        settings = self._settings
+        order = torch.randperm(self.train_size, generator=stream(self._seed, epoch, "order")).to(
+            self._device
+        )
+        draws = draw(
+            self._seed,
+            epoch,
+            self.train_size,
+            padding=settings.crop_padding,
+            flip=settings.horizontal_flip,
+        ).to(self._device)
+        for index in range(start, self.batches_per_epoch):
+            places = slice(index * self._batch_size, (index + 1) * self._batch_size)
+            yield self._train_batch(order[places], draws[places])
+
+    def _train_batch(self, chosen: Tensor, draws: Draws) -> Batch:
+        settings = self._settings
+        # index_select copies whole images at a time; plain indexing is 20 times as slow on uint8.
+        images = self._train_images.index_select(0, chosen)
+        if settings.crop_padding or settings.horizontal_flip:
+            images = crop_and_flip(images, draws, settings.crop_padding)
+        return Batch(self._normalise(images), self._train_labels.index_select(0, chosen))
+
+    def test_batches(self) -> Iterator[Batch]:
+        """Every test image once, in order, unaugmented; the last batch may be smaller."""
+        for first in range(0, self.test_size, self._settings.test_batch_size):
+            places = slice(first, first + self._settings.test_batch_size)
+            yield Batch(self._normalise(self._test_images[places]), self._test_labels[places])
+
+
+def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
+    """At most `limit` images."""
+    if limit is None:
+        return images
+    if limit > len(images):
+        raise UserError(
+            f"dataset.{split}_limit = {limit} is more than the {len(images)} {split} images; "
+            "null takes all"
+        )
+    return images.first(limit)
+
+
+def _check_fit(
+    settings: InputSettings, shape: tuple[int, int, int], batch_size: int, train_size: int
+) -> None:
+    """Check what can only be judged once the data set is known."""
+    if batch_size < 1:
+        raise UserError(f"batch size {batch_size} must be 1 or more")
+    if batch_size > train_size:
+        raise UserError(
+            f"batch size {batch_size} is larger than the training set ({train_size} images, "
+            f"dataset.name = {settings.name}); it must be {train_size} or less"
+        )
+    for key in ("mean", "std"):
+        values = getattr(settings, key)
+        if len(values) != shape[0]:
+            raise UserError(
+                f"dataset.{key} = {list(values)} has {len(values)} numbers for images of "
+                f"{shape[0]} channels (dataset.name = {settings.name})"
+            )
+    if settings.crop_padding > min(shape[1:]) // 2:
+        raise UserError(
+            f"dataset.crop_padding = {settings.crop_padding} is more than half of an image of "
+            f"{shape[1]}x{shape[2]} pixels"
+        )

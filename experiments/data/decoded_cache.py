@@ -1,0 +1,94 @@
+"""Decoded images kept between runs, because decoding 60,000 of them takes many seconds.
+
+One uncompressed .npz (a zip of .npy arrays, so that every entry has a CRC) per split, named after
+the data set and a digest of the source files' names, sizes and modification times. The cache can
+be deleted at any time; a cache that cannot be read or written costs time and a warning, no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.batches import ImageSet
+
+logger = logging.getLogger(__name__)
+
+# Raised when the content of a cache file changes its meaning.
+FORMAT = 1
+
+
+def folder(configured: str | None) -> Path:
+    """Where decoded images are kept.
+
+    Args:
+        configured: `dataset.cache_dir`; None for `mlbfgs` in the user's cache folder
+            (XDG_CACHE_HOME, or ~/.cache).
+    """
+    if configured is not None:
+        return Path(configured).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path("~/.cache").expanduser()) / "mlbfgs"
+
+
+def load_or_make(
+    cache_dir: Path, name: str, sources: Sequence[Path], make: Callable[[], ImageSet]
+) -> ImageSet:
+    """Take the images from the cache, or make them and put them there.
+
+    Args:
+        cache_dir: the cache's folder, made where it is absent.
+        name: the first part of the file's name.
+        sources: the files that `make` reads.
+        make: decodes them.
+    """
+    path = cache_dir / f"{name}-{_digest(sources)}.npz"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+    images = make()
+    _write(path, images)
+    return images
+
+
+def _digest(sources: Sequence[Path]) -> str:
+    lines = [f"format {FORMAT}"]
+    for source in sources:
+        status = source.stat()
+        lines.append(f"{source.name} {status.st_size} {status.st_mtime_ns}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> ImageSet | None:
+    """The cached images, or None where there are none that can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return ImageSet(arrays["images"], arrays["labels"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("cache file %s cannot be read (%s); decoding again", path, error)
+        return None
+
+
+def _write(path: Path, images: ImageSet) -> None:
+    """Write under another name and rename, so that no reader ever sees half a file."""
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own for every writer: several runs may decode at the same time.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, images=images.images, labels=images.labels)
+        os.replace(temporary, path)
+    except OSError as error:
+        logger.warning("decoded images cannot be kept in %s (%s)", path.parent, error)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""Image data sets as Hugging Face stores them: parquet files with encoded images and labels.
+
+The image column is `image` or `img`, a struct {bytes, path}; the label column is an integer. Rows
+are counted from 0 in messages.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from experiments.errors import UserError
+
+IMAGE_COLUMNS = ("image", "img")
+IMAGE_SHAPE = (3, 32, 32)
+SUBFOLDERS = ("", "data", "plain_text")
+ROWS_PER_CHUNK = 512
+SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.parquet")
+
+
+def find_splits(root: Path, name: str) -> dict[str, list[Path]] | None:
+    """Find the files of both splits.
+
+    Args:
+        root: the data set's folder.
+        name: the data set's name, which may be a subfolder's.
+
+    Returns:
+        Files of `train` and `test` in the order of their names, or None where there are none.
+
+    Raises:
+        UserError: one split or one shard is absent.
+    """
+    for subfolder in (*SUBFOLDERS, name):
+        folder = root / subfolder
+        found = {split: _split_files(folder, split) for split in ("train", "test")}
+        if not any(found.values()):
+            continue
+        for split, files in found.items():
+            if not files:
+                raise UserError(
+                    f"{str(folder)!r} has no {split}.parquet (nor shards {split}-*.parquet), only "
+                    "the other split: half a download? Fetch the missing files"
+                )
+            _check_shards(files)
+        return found
+    return None
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split in one folder, in the first of three ways of naming them."""
+    for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            return files
+    return []
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Check that all shards that the names announce are there."""
+    matches = [match for file in files if (match := SHARD.fullmatch(file.name))]
+    if not matches:
+        return
+    total = int(matches[0][2])
+    missing = sorted(set(range(total)) - {int(match[1]) for match in matches})
+    if missing:
+        raise UserError(
+            f"{str(files[0].parent)!r} has {len(matches)} of {total} shards like "
+            f"{files[0].name}; number {missing[0]:05d} is missing: half a download? Fetch the "
+            "missing files"
+        )
+
+
+def read_labels(files: Sequence[Path], columns: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Read the labels of all rows.
+
+    Args:
+        files: the files of a split.
+        columns: names of the label column; the first present one counts.
+
+    Returns:
+        (n,) int64.
+
+    Raises:
+        UserError: a file is incomplete, or a column absent or not of integers.
+    """
+    labels = []
+    for file in files:
+        parquet = _open(file)
+        column = _column(parquet, columns, file)
+        values = _read(parquet, column, file)
+        if not pa.types.is_integer(values.type):
+            raise UserError(f"column {column!r} of {str(file)!r} holds {values.type}, not integers")
+        if values.null_count:
+            row = values.is_null().to_pylist().index(True)
+            raise UserError(f"row {row} of {str(file)!r} has no label; fetch the file again")
+        labels.append(values.to_numpy().astype(np.int64))
+    return np.concatenate(labels)
+
+
+def read_images(files: Sequence[Path], count: int) -> npt.NDArray[np.uint8]:
+    """Decode the images of all rows, on as many threads as there are processors.
+
+    Args:
+        files: the files of a split.
+        count: rows of all files together.
+
+    Returns:
+        (count, 3, 32, 32) uint8.
+
+    Raises:
+        UserError: a file is incomplete, or a record is corrupt or of another size; it is named.
+    """
+    images = np.empty((count, *IMAGE_SHAPE), dtype=np.uint8)
+    # Pillow releases the interpreter's lock while it decodes.
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        futures = []
+        first = 0
+        for file, row, records in _records(files):
+            target = images[first : first + len(records)]
+            futures.append(pool.submit(_decode_chunk, records, target, row, file))
+            first += len(records)
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return images
+
+
+def _records(files: Sequence[Path]) -> Iterator[tuple[Path, int, list[bytes | None]]]:
+    """Chunks of encoded images, each with its file and the number of its first row."""
+    for file in files:
+        parquet = _open(file)
+        values = _read(parquet, _column(parquet, IMAGE_COLUMNS, file), file)
+        if pa.types.is_struct(values.type):
+            names = [field.name for field in values.type]
+            if "bytes" not in names:
+                raise UserError(
+                    f"the image column of {str(file)!r} holds {values.type}, without 'bytes'"
+                )
+            values = pa.chunked_array(
+                [chunk.field("bytes") for chunk in values.chunks], type=pa.binary()
+            )
+        for row in range(0, len(values), ROWS_PER_CHUNK):
+            yield file, row, values.slice(row, ROWS_PER_CHUNK).to_pylist()
+
+
+def _decode_chunk(
+    records: Sequence[bytes | None], target: npt.NDArray[np.uint8], row: int, file: Path
+) -> None:
+    """Decode images into `target` (b, 3, 32, 32); `row` is the first one's number in its file."""
+    for index, record in enumerate(records):
+        place = f"row {row + index} of {str(file)!r}"
+        if record is None:
+            raise UserError(f"{place} has no image bytes; fetch the file again")
+        try:
+            with Image.open(io.BytesIO(record)) as image:
+                pixels = np.asarray(image)
+        # Pillow's decoders fail in all these ways on broken input.
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+            raise UserError(
+                f"{place} is not an image that can be decoded ({error}); fetch the file again"
+            ) from error
+        channels, height, width = IMAGE_SHAPE
+        if pixels.shape != (height, width, channels):
+            raise UserError(
+                f"{place} is an image of shape {pixels.shape}, expected {height}x{width} pixels in "
+                "colour; is this another data set?"
+            )
+        target[index] = pixels.transpose(2, 0, 1)
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{str(file)!r} ({file.stat().st_size} bytes) is not a complete parquet file "
+            f"({' '.join(str(error).split())}); fetch it again"
+        ) from error
+
+
+def _column(parquet: pq.ParquetFile, wanted: Sequence[str], file: Path) -> str:
+    """The first of the wanted columns that the file has."""
+    names = parquet.schema_arrow.names
+    for name in wanted:
+        if name in names:
+            return name
+    raise UserError(
+        f"{str(file)!r} has no column {' or '.join(map(repr, wanted))}; its columns: "
+        f"{', '.join(names)}; is dataset.name right?"
+    )
+
+
+def _read(parquet: pq.ParquetFile, column: str, file: Path) -> pa.ChunkedArray:
+    try:
+        return parquet.read(columns=[column]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"column {column!r} of {str(file)!r} cannot be read "
+            f"({' '.join(str(error).split())}); fetch the file again"
+        ) from error

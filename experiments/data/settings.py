@@ -1,0 +1,75 @@
+"""The keys of the config node `dataset`, and which values make sense."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+from experiments.errors import UserError
+from experiments.settings import Node, read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """Keys of every data set.
+
+    Attributes:
+        name: the data set.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: per channel, of the same.
+        crop_padding: pixels of zero padding around the image before a random crop; 0 for no crop.
+        horizontal_flip: mirror training images with probability 1/2.
+        drop_last: leave out an epoch's last batch where it would be smaller.
+        train_limit: train on so many images only, balanced over the classes; null for all.
+        test_limit: test on so many images only; null for all.
+        test_batch_size: images of a test batch.
+    """
+
+    name: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    horizontal_flip: bool
+    drop_last: bool = True
+    train_limit: int | None = None
+    test_limit: int | None = None
+    test_batch_size: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class CifarSettings(InputSettings):
+    """Keys of CIFAR-10 and CIFAR-100.
+
+    Attributes:
+        root: the folder that holds the data set, in one of the layouts of `cifar.py`.
+        download: fetch the data set into `root` (torchvision's layout) where it is absent.
+        cache_dir: where decoded images are kept; null for the user's cache folder.
+    """
+
+    root: str
+    download: bool = False
+    cache_dir: str | None = None
+
+
+Input = TypeVar("Input", bound=InputSettings)
+
+
+def read_dataset(kind: type[Input], node: Node) -> Input:
+    """Read and check the node `dataset`.
+
+    Raises:
+        UserError: a key or value that no data set of this kind has.
+    """
+    settings = read_settings(kind, node, "dataset")
+    for key in ("train_limit", "test_limit", "test_batch_size"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise UserError(f"dataset.{key} = {value} must be 1 or more")
+    if settings.crop_padding < 0:
+        raise UserError(f"dataset.crop_padding = {settings.crop_padding} must be 0 or more")
+    if not all(math.isfinite(value) for value in settings.mean):
+        raise UserError(f"dataset.mean = {list(settings.mean)} must be finite numbers")
+    if not all(math.isfinite(value) and value > 0 for value in settings.std):
+        raise UserError(f"dataset.std = {list(settings.std)} must be positive numbers")
+    return settings
