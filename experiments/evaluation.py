@@ -1,0 +1,50 @@
+"""Loss and accuracy of a classifier on a set of images, each counted once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test results: `loss` is the mean over the images, `top1` and `top5` are percent."""
+
+    loss: float
+    top1: float
+    top5: float
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, device: torch.device
+) -> Evaluation:
+    """Measure loss and accuracy; sums stay on the device until the end.
+
+    Args:
+        model: in evaluation mode.
+        batches: pairs of images (b, C, H, W) and labels (b,).
+        device: where the sums are kept.
+
+    Returns:
+        Means over all images; with fewer than five classes, top-5 is top-k over all of them.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct1 = torch.zeros((), dtype=torch.int64, device=device)
+    correct5 = torch.zeros((), dtype=torch.int64, device=device)
+    count = 0
+    for images, labels in batches:
+        logits = model(images)
+        loss += cross_entropy(logits, labels, reduction="sum").double()
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        correct1 += ranked[:, 0].sum()
+        correct5 += ranked.sum()
+        count += len(labels)
+    return Evaluation(
+        loss=loss.item() / count,
+        top1=100.0 * correct1.item() / count,
+        top5=100.0 * correct5.item() / count,
+    )

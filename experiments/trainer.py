@@ -1,0 +1,424 @@
+"""The training loop: from one frozen config to one finished run directory.
+
+Everything that the numbers depend on is either in the config or in the checkpoint: weights and
+optimizer state, the position (epoch, batch, step), torch's random state, the running sum of the
+training loss. On the CPU a run that is killed and resumed is bit-equal to one that is not.
+
+A loss or weight that is not finite ends the run as `diverged`. The loss is summed on the device
+without waiting for it, and looked at where the host waits anyway: every `train.log_interval`
+steps, at the end of an epoch and before a checkpoint, so a checkpoint is never poisoned.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from experiments.checkpoint import CheckpointStore
+from experiments.clock import TrainingClock, peak_memory_bytes
+from experiments.data import build_data
+from experiments.errors import UserError
+from experiments.evaluation import Evaluation, evaluate
+from experiments.interruption import StopRequest
+from experiments.metrics import EpochRecord, MetricsFile, StepRecord
+from experiments.mirror import build_mirror
+from experiments.models import build_model
+from experiments.optimizers import build_optimizer
+from experiments.provenance import describe_origin
+from experiments.run_directory import RunDirectory, RunStatus, Status
+from experiments.schedules import check_schedule, learning_rate, read_schedule
+from experiments.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Position:
+    """How far the training is.
+
+    Attributes:
+        epoch: finished epochs.
+        batch: finished batches of the current epoch.
+        step: finished steps.
+        images: images of the finished batches of the current epoch.
+        epoch_start_time_s: training seconds at the start of the current epoch.
+        curvature_step: step of the newest curvature record; -1 before the first.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    images: int = 0
+    epoch_start_time_s: float = 0.0
+    curvature_step: int = -1
+
+
+class Trainer:
+    """Runs one spec in its run directory.
+
+    Args:
+        spec: the run.
+        path: the run directory, if it is not `spec.directory`.
+        on_epoch: called with each epoch record once it is on file.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        path: Path | None = None,
+        *,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+    ):
+        self._spec = spec
+        self._path = path
+        self._on_epoch = on_epoch
+
+    def run(self) -> Status:
+        """Train until the run is finished or its time is up, from the newest checkpoint on.
+
+        Returns:
+            `done`, `diverged` or `timeout`. A run that is already finished is not repeated.
+
+        Raises:
+            UserError: a mistake that the user can repair; recorded as `crashed` where the
+                directory is ours.
+            KeyboardInterrupt: SIGINT came; the run is left resumable at a checkpoint.
+            SystemExit: SIGTERM came; the same.
+        """
+        with RunDirectory.open(self._spec, self._path) as directory:
+            if directory.finished:
+                assert directory.status is not None
+                logger.info("already finished (%s): %s", directory.status.status, directory.path)
+                return directory.status.status
+            try:
+                return _Loop(self._spec, directory, self._on_epoch).run()
+            except UserError as error:
+                directory.record_failure(error)
+                raise
+            except Exception as error:
+                directory.record_crash(error)
+                raise
+
+
+class _Loop:
+    """One process's share of a run: built, moved to the newest checkpoint, trained."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        directory: RunDirectory,
+        on_epoch: Callable[[EpochRecord], None] | None,
+    ):
+        self.spec = spec
+        self.train = spec.config.train
+        self.directory = directory
+        self.on_epoch = on_epoch
+        if self.train.threads is not None:
+            torch.set_num_threads(self.train.threads)
+        self.device = choose_device(self.train.device)
+        self.base_lr = float(spec.config.optimizer.lr)
+        check_schedule(spec.config.schedule, base_lr=self.base_lr, epochs=self.train.epochs)
+        self.schedule = read_schedule(spec.config.schedule)
+        self.data = build_data(
+            spec.config.dataset,
+            batch_size=self.train.batch_size,
+            seed=spec.seed,
+            device=self.device,
+        )
+        # Right before the model, so that all optimizers start from the same weights.
+        torch.manual_seed(spec.seed)
+        model = build_model(
+            spec.config.model,
+            num_classes=self.data.num_classes,
+            input_shape=self.data.input_shape,
+        )
+        self.memory_format = (
+            torch.channels_last if self.train.channels_last else torch.contiguous_format
+        )
+        self.model: nn.Module = model.to(self.device).to(memory_format=self.memory_format)
+        self.optimizer = build_optimizer(spec.config.optimizer, self.model)
+        self.clock = TrainingClock(self.device)
+        self.stop = StopRequest()
+        self.position = Position()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.checkpoints = CheckpointStore(
+            directory.checkpoints_path, key=spec.key, keep=self.train.keep_checkpoints
+        )
+        self.mirror = build_mirror(spec, directory.path)
+        self.metrics = MetricsFile(directory.metrics_path, offset=self.resume())
+
+    def run(self) -> Status:
+        """Train to the end of the run or of its time."""
+        self.directory.write_meta(
+            origin=describe_origin(self.device),
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            resumed_at=self.position.step,
+        )
+        self.write_status("running")
+        ending: Status = "running"
+        try:
+            with self.stop:
+                ending = self.train_epochs()
+            self.write_status(ending, self.message(ending))
+        except (KeyboardInterrupt, SystemExit):
+            self.write_status("running", "stopped by a signal; resumable")
+            raise
+        finally:
+            self.metrics.close()
+            self.mirror.finish(ending)
+        return ending
+
+    def train_epochs(self) -> Status:
+        while self.position.epoch < self.train.epochs:
+            if self.time_is_up():
+                return "timeout"
+            ending = self.train_epoch() or self.finish_epoch()
+            if ending is not None:
+                return ending
+        return "done"
+
+    def train_epoch(self) -> Status | None:
+        """Train on the batches that are left of the current epoch."""
+        self.model.train()
+        self.clock.start()
+        for batch in self.data.train_batches(self.position.epoch, self.position.batch):
+            images = batch.images.contiguous(memory_format=self.memory_format)
+            self.clock.lap("data")
+            lr = self.set_learning_rate()
+            self.optimizer.zero_grad()
+            loss = cross_entropy(self.model(images), batch.labels)
+            torch.autograd.backward(loss)
+            self.loss_sum += loss.detach().double() * len(batch.labels)
+            self.clock.lap("forward_backward")
+            self.optimizer.step()
+            self.clock.lap("optimizer")
+            self.position.batch += 1
+            self.position.step += 1
+            self.position.images += len(batch.labels)
+            self.record_curvature()
+            if self.must_pause():
+                self.clock.stop()
+                ending = self.pause(loss.detach(), lr)
+                if ending is not None:
+                    return ending
+                self.clock.start()
+        self.clock.stop()
+        return None
+
+    def set_learning_rate(self) -> float:
+        lr = learning_rate(
+            self.schedule,
+            base_lr=self.base_lr,
+            step=self.position.step,
+            steps_per_epoch=self.data.batches_per_epoch,
+            epochs=self.train.epochs,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def record_curvature(self) -> None:
+        """Record a pair update once, right after it; the optimizer's numbers are on the host."""
+        if not hasattr(self.optimizer, "curvature_records"):
+            return
+        records = self.optimizer.curvature_records()
+        if records and records[0]["step"] != self.position.curvature_step:
+            self.position.curvature_step = records[0]["step"]
+            for record in records:
+                self.record({"kind": "curvature", **record})
+            self.clock.lap(None)
+
+    def must_pause(self) -> bool:
+        """Whether there is something to do between two steps, outside the clock."""
+        return self.log_is_due() or self.checkpoint_is_due() or self.must_end()
+
+    def log_is_due(self) -> bool:
+        return self.position.step % self.train.log_interval == 0
+
+    def checkpoint_is_due(self) -> bool:
+        # The last batch of an epoch is followed by the epoch's own checkpoint.
+        ends_epoch = self.position.batch == self.data.batches_per_epoch
+        return self.position.step % self.train.checkpoint_interval == 0 and not ends_epoch
+
+    def must_end(self) -> bool:
+        return self.stop.requested or self.time_is_up()
+
+    def time_is_up(self) -> bool:
+        """Whether the run has had its `train.timeout_s` training seconds."""
+        limit_s: float | None = self.train.timeout_s
+        return limit_s is not None and self.clock.train_time_s >= limit_s
+
+    def pause(self, loss: Tensor, lr: float) -> Status | None:
+        """Record, check and save what is due between two steps."""
+        saves = self.checkpoint_is_due() or self.must_end()
+        finite = self.loss_is_finite() and (not saves or self.weights_are_finite())
+        if self.log_is_due() or not finite:
+            self.record_step(loss.item(), lr)
+        if not finite:
+            return "diverged"
+        if saves:
+            self.save()
+        self.stop.obey()
+        return "timeout" if self.time_is_up() else None
+
+    def finish_epoch(self) -> Status | None:
+        """Evaluate, record and save at the end of an epoch."""
+        position, train = self.position, self.train
+        if not (self.loss_is_finite() and self.weights_are_finite()):
+            self.record_step(self.loss_sum.item() / position.images, self.current_lr())
+            return "diverged"
+        epoch = position.epoch + 1
+        evaluation = None
+        if epoch % train.eval_interval == 0 or epoch == train.epochs:
+            evaluation = self.evaluate()
+        record = self.epoch_record(epoch, evaluation)
+        self.position = Position(
+            epoch=epoch,
+            step=position.step,
+            epoch_start_time_s=self.clock.train_time_s,
+            curvature_step=position.curvature_step,
+        )
+        self.loss_sum.zero_()
+        self.record(record.as_record())
+        self.save()
+        logger.info("%s", self.progress(record))
+        if self.on_epoch is not None:
+            self.on_epoch(record)
+        self.stop.obey()
+        return None
+
+    def epoch_record(self, epoch: int, evaluation: Evaluation | None) -> EpochRecord:
+        position, clock = self.position, self.clock
+        seconds = clock.train_time_s - position.epoch_start_time_s
+        return EpochRecord(
+            epoch=epoch,
+            step=position.step,
+            train_loss=self.loss_sum.item() / position.images,
+            test_loss=evaluation.loss if evaluation else None,
+            test_top1=evaluation.top1 if evaluation else None,
+            test_top5=evaluation.top5 if evaluation else None,
+            train_time_s=clock.train_time_s,
+            data_time_s=clock.seconds("data"),
+            forward_backward_time_s=clock.seconds("forward_backward"),
+            optimizer_time_s=clock.seconds("optimizer"),
+            images_per_second=position.images / seconds,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the test images, each once, leaving BatchNorm's statistics alone."""
+        self.model.eval()
+        with torch.inference_mode():
+            batches = (
+                (batch.images.contiguous(memory_format=self.memory_format), batch.labels)
+                for batch in self.data.test_batches()
+            )
+            return evaluate(self.model, batches, device=self.device)
+
+    def record_step(self, loss: float, lr: float) -> None:
+        position = self.position
+        record = StepRecord(position.epoch, position.step, loss, lr, self.clock.train_time_s)
+        self.record(record.as_record())
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        self.metrics.append(record)
+        self.mirror.log(record)
+
+    def current_lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def loss_is_finite(self) -> bool:
+        """Whether every loss of the epoch so far was finite; one that was not stays in the sum."""
+        return math.isfinite(self.loss_sum.item())
+
+    def weights_are_finite(self) -> bool:
+        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+        return bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all())
+
+    def save(self) -> None:
+        """Write a checkpoint of the position; the records before it reach the disk first."""
+        self.metrics.sync()
+        cuda = self.device.type == "cuda"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": asdict(self.position),
+            "loss_sum": self.loss_sum,
+            "clock": self.clock.state_dict(),
+            "metrics_offset": self.metrics.offset,
+            "device": self.device.type,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+        self.checkpoints.save(state, step=self.position.step)
+        self.write_status("running")
+
+    def resume(self) -> int:
+        """Go to the newest intact checkpoint, if there is one.
+
+        Returns:
+            How many bytes of `metrics.jsonl` belong to it; 0 where there is none.
+        """
+        state = self.checkpoints.load_newest()
+        if state is None:
+            if self.directory.status is not None:
+                logger.warning("no checkpoint in %s: from the start", self.directory.path)
+            return 0
+        if state["device"] != self.device.type:
+            logger.warning(
+                "the checkpoint was written on %s, this is %s: the numbers will agree "
+                "up to rounding only",
+                state["device"],
+                self.device.type,
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = Position(**state["position"])
+        self.loss_sum.copy_(state["loss_sum"])
+        self.clock.load_state_dict(state["clock"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and state["rng_cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        logger.info("resumed at step %d: %s", self.position.step, self.directory.path)
+        return int(state["metrics_offset"])
+
+    def write_status(self, status: Status, message: str = "") -> None:
+        position = self.position
+        self.directory.write_status(RunStatus(status, position.epoch, position.step, message))
+
+    def message(self, ending: Status) -> str:
+        if ending == "diverged":
+            return f"loss or weights not finite, detected at step {self.position.step}"
+        if ending == "timeout":
+            return f"train.timeout_s={self.train.timeout_s} is over; a larger one resumes the run"
+        return ""
+
+    def progress(self, record: EpochRecord) -> str:
+        spec = self.spec
+        tested = "" if record.test_top1 is None else f", test top-1 {record.test_top1:.2f} %"
+        return (
+            f"{spec.experiment}/{spec.optimizer} seed {spec.seed}: "
+            f"epoch {record.epoch}/{self.train.epochs}, "
+            f"train loss {record.train_loss:.4f}{tested}, "
+            f"{record.train_time_s:.1f} s of training"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `train.device` into a device; `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for and torch sees none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("train.device=cuda, but torch sees no GPU: use train.device=cpu or auto")
+    return torch.device("cuda" if name != "cpu" and available else "cpu")
