@@ -1,0 +1,183 @@
+"""The pair history W = [S; Ŷ], its Gram matrix, and the product H g.
+
+For every block b with slice [a, e) of the flat vector, W[:, a:e] holds M rows of s and M rows of
+damped ŷ in ring slots, and H_b = γ_b I + W_bᵀ C_b W_b (`mlbfgs.compact`). Matrix-vector products
+run over tiles of at most `TILE_NUMEL` numbers whose float32 partial sums are added in float64: that
+keeps the vector in cache and the rounding error independent of n.
+
+Everything but W and the count of accepted pairs follows from them, so neither the Gram matrix nor C
+is part of a checkpoint; `rebuild` repeats exactly the products that `push` computed.
+
+Legend: `M` history size, `B` number of blocks; `W: (2M, n)`; `gram, C: (B, 2M, 2M)`, `gamma: (B,)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mlbfgs.compact import compact_coefficients, ring_order
+
+#: Numbers of a flat vector per matrix-vector product.
+TILE_NUMEL = 1 << 20
+
+
+class CurvatureHistory:
+    """Pairs of all blocks over one flat vector.
+
+    Attributes:
+        W: (2M, n) in `history_dtype`.
+        pairs: pairs ever accepted, for each block.
+        gram: (B, 2M, 2M) float64, W_b W_bᵀ.
+        C: (B, 2M, 2M) float64, coefficients of the compact form.
+        gamma: (B,) float64, the initial scale γ (1 before the first pair).
+    """
+
+    def __init__(
+        self,
+        history_size: int,
+        blocks: Sequence[slice],
+        *,
+        numel: int,
+        dtype: torch.dtype,
+        history_dtype: torch.dtype,
+        device: torch.device,
+    ):
+        """Allocate an empty history.
+
+        Args:
+            history_size: M.
+            blocks: the slice of each block; together they cover the flat vector.
+            numel: n.
+            dtype: of the vectors that H is applied to.
+            history_dtype: of W.
+            device: of everything.
+        """
+        self.history_size = history_size
+        self.blocks = list(blocks)
+        self.dtype = dtype
+        # No float64 on MPS; everywhere else sums of partial sums are kept in it.
+        self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
+        rows, count = 2 * history_size, len(self.blocks)
+        self.W = torch.zeros(rows, numel, dtype=history_dtype, device=device)
+        self.pairs = [0] * count
+        self.gram = torch.zeros(count, rows, rows, dtype=self.sum_dtype, device=device)
+        self.C = torch.zeros_like(self.gram)
+        self.gamma = torch.ones(count, dtype=self.sum_dtype, device=device)
+
+    def new_projection(self) -> Tensor:
+        """(B, 2M) zeros: where `project` adds up p = W g."""
+        return torch.zeros_like(self.gram[:, 0])
+
+    def project(self, p: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
+        """p[block] += W[:, start:stop] g.
+
+        Args:
+            p: (B, 2M) float64, from `new_projection`.
+            block: the block that [start, stop) lies in.
+            start: first number of the flat vector.
+            stop: last number plus one.
+            g: (stop - start,) part of the vector.
+        """
+        for a, b in _tiles(start, stop):
+            p[block].add_(torch.mv(self._tile(a, b), g[a - start : b - start]))
+
+    def coefficients(self, p: Tensor) -> Tensor:
+        """c = C p for every block: the weights of the rows of W in H g - γ g.
+
+        Args:
+            p: (B, 2M) float64, W g.
+
+        Returns:
+            (B, 2M) float64.
+        """
+        return torch.matmul(self.C, p.unsqueeze(-1)).squeeze(-1)
+
+    def precondition_(self, c: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
+        """g <- γ g + W[:, start:stop]ᵀ c, in place.
+
+        Args:
+            c: (B, 2M) in `dtype`, from `coefficients`.
+            block: the block that [start, stop) lies in.
+            start: first number of the flat vector.
+            stop: last number plus one.
+            g: (stop - start,) part of the vector.
+        """
+        gamma, row = self.gamma[block], c[block]
+        for a, b in _tiles(start, stop):
+            part = g[a - start : b - start]
+            part.mul_(gamma)
+            part.addmv_(self._tile(a, b).t(), row)
+
+    def push(
+        self,
+        block: int,
+        averages: tuple[Tensor, Tensor],
+        snapshots: tuple[Tensor, Tensor],
+        tau: float,
+    ) -> None:
+        """Write the pair s = M_θ - snapshot, ŷ = τ (M_g - snapshot) + (1-τ) s into the next slot.
+
+        M Algorithm 1, lines 14-16. The oldest pair leaves when the ring is full.
+
+        Args:
+            block: which block.
+            averages: (n,) parameter and gradient averages M_θ, M_g.
+            snapshots: (n,) the same, T steps ago.
+            tau: damping coefficient τ.
+        """
+        slot = self.pairs[block] % self.history_size
+        for a, b in self.tiles(block):
+            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+            self.W[slot, a:b] = s
+            self.W[self.history_size + slot, a:b] = y.mul_(tau).add_(s, alpha=1 - tau)
+        self.pairs[block] += 1
+        self._add_to_gram(block, slot)
+        self._update_coefficients(block)
+
+    def rebuild(self, block: int) -> None:
+        """Compute the Gram matrix and C of one block from W and the number of pairs.
+
+        Every entry is computed by the same product as when the newer of its two rows was pushed:
+        after a load the matrix is the same to the last bit.
+        """
+        self.gram[block].zero_()
+        for slot in ring_order(self.pairs[block], self.history_size):
+            self._add_to_gram(block, slot)
+        self._update_coefficients(block)
+
+    def tiles(self, block: int) -> Iterator[tuple[int, int]]:
+        """The borders of one block's tiles in the flat vector."""
+        b = self.blocks[block]
+        return _tiles(b.start, b.stop)
+
+    def _tile(self, a: int, b: int) -> Tensor:
+        """Columns a to b of W in the dtype of the arithmetic, a view where that is W's own."""
+        return self.W[:, a:b].to(self.dtype)
+
+    def _add_to_gram(self, block: int, slot: int) -> None:
+        rows = [slot, self.history_size + slot]
+        columns = self.gram.new_zeros(2, 2 * self.history_size)
+        for a, b in self.tiles(block):
+            w = self._tile(a, b)
+            for column, row in zip(columns, rows, strict=True):
+                column.add_(torch.mv(w, w[row]))
+        for column, row in zip(columns, rows, strict=True):
+            self.gram[block, row, :] = column
+            self.gram[block, :, row] = column
+
+    def _update_coefficients(self, block: int) -> None:
+        if self.pairs[block] == 0:
+            self.C[block].zero_()
+            self.gamma[block].fill_(1.0)
+            return
+        c, gamma = compact_coefficients(self.gram[block], self.pairs[block])
+        self.C[block].copy_(c)
+        self.gamma[block].copy_(gamma)
+
+
+def _tiles(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    for a in range(start, stop, TILE_NUMEL):
+        yield a, min(a + TILE_NUMEL, stop)

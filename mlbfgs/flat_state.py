@@ -1,0 +1,185 @@
+"""The state of the optimizer: flat storage that is seen, checkpointed and loaded per parameter.
+
+State belongs to parameters: what a checkpoint holds of a parameter are views of its own shape into
+the flat storage, and a few counters. It knows neither block plan nor order of the flat vector.
+
+    param_average, grad_average      M_θ, M_g                       (*shape)
+    param_snapshot, grad_snapshot    the same at the last multiple of T
+    momentum_buffer                  where any group has momentum   (*shape)
+    s_history, y_history             ring slots of the pairs        (M, *shape)
+    step                             steps taken by the optimizer
+    seeded                           whether the averages have begun
+    pairs, skipped, damped           pairs accepted, refused, damped so far
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlbfgs.compact import ring_order
+from mlbfgs.curvature import CurvatureHistory
+from mlbfgs.layout import Layout
+
+logger = logging.getLogger(__name__)
+
+VECTORS = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
+BLOCK_COUNTERS = ("pairs", "skipped", "damped")
+
+
+class FlatState:
+    """Flat vectors, history and counters over one layout.
+
+    Attributes:
+        layout: where each parameter lies.
+        history: the pairs of all blocks.
+        flat: the flat vectors by name, each (n,).
+        views: for each name, every parameter's view, in flat order.
+        work: a buffer of the largest segment's size.
+        work_views: for each segment, the views of its parameters into `work`.
+        step: steps taken.
+        seeded: for each parameter, whether its averages have begun.
+        skipped: for each block, pairs refused.
+        damped: for each block, accepted pairs on which a threshold acted.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        history_size: int,
+        history_dtype: torch.dtype | None,
+        with_momentum: bool,
+    ):
+        """Allocate everything, zeroed.
+
+        Args:
+            layout: where each parameter lies.
+            history_size: M.
+            history_dtype: of the pairs, None for the layout's.
+            with_momentum: whether to keep a momentum buffer.
+        """
+        self.layout = layout
+        names = (*VECTORS, "momentum_buffer") if with_momentum else VECTORS
+        self.flat = {
+            name: torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device)
+            for name in names
+        }
+        self.history = CurvatureHistory(
+            history_size,
+            layout.blocks,
+            numel=layout.numel,
+            dtype=layout.dtype,
+            history_dtype=history_dtype or layout.dtype,
+            device=layout.device,
+        )
+        self.views = {name: layout.views(vector) for name, vector in self.flat.items()}
+        self.views["s_history"] = layout.views(self.history.W[:history_size])
+        self.views["y_history"] = layout.views(self.history.W[history_size:])
+        self.step = 0
+        self.seeded = [False] * len(layout.params)
+        self.skipped = [0] * len(layout.blocks)
+        self.damped = [0] * len(layout.blocks)
+        self.work, self.work_views = self._allocate_work()
+
+    def _allocate_work(self) -> tuple[Tensor, list[list[Tensor]]]:
+        layout = self.layout
+        size = max(s.stop - s.start for s in layout.segments)
+        work = torch.empty(size, dtype=layout.dtype, device=layout.device)
+        shapes = self.views["param_average"]
+        views = [
+            [
+                work.as_strided(shapes[i].shape, shapes[i].stride(), layout.offsets[i] - s.start)
+                for i in range(s.first, s.last)
+            ]
+            for s in layout.segments
+        ]
+        return work, views
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the state, without the work buffer and the (2M)² numbers of each block."""
+        tensors = [*self.flat.values(), self.history.W]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def expose(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of every parameter, for `torch.optim.Optimizer.state`."""
+        state: dict[Tensor, dict[str, Any]] = {
+            p: {name: views[i] for name, views in self.views.items()}
+            for i, p in enumerate(self.layout.params)
+        }
+        self.write_counters(state)
+        return state
+
+    def write_counters(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Bring the counters in every parameter's state up to date."""
+        layout = self.layout
+        for p, block, seeded in zip(layout.params, layout.block_of, self.seeded, strict=True):
+            s = state[p]
+            s["step"] = self.step
+            s["seeded"] = int(seeded)
+            s["pairs"] = self.history.pairs[block]
+            s["skipped"] = self.skipped[block]
+            s["damped"] = self.damped[block]
+
+    def load(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Take over per-parameter values, whatever layout they were written under.
+
+        Missing keys keep their initial values. Where the parameters of a block come with different
+        numbers of pairs (they were in different blocks), the newest pairs are brought together.
+
+        Args:
+            values: for each parameter its state; parameters may be missing.
+
+        Raises:
+            ValueError: a tensor does not have its parameter's shape.
+        """
+        layout, history = self.layout, self.history
+        counters = [
+            {key: int(values.get(p, {}).get(key, 0)) for key in ("step", *BLOCK_COUNTERS)}
+            for p in layout.params
+        ]
+        for i, p in enumerate(layout.params):
+            given = values.get(p, {})
+            for name, views in self.views.items():
+                if name in given:
+                    _copy(name, views[i], given[name])
+            self.seeded[i] = bool(given.get("seeded", "param_average" in given))
+            missing = [name for name in self.views if name not in given]
+            if given and missing:
+                logger.warning("the loaded state has no %s: starts anew", ", ".join(missing))
+        self.step = max(c["step"] for c in counters)
+        for block in range(len(layout.blocks)):
+            members = [i for i, b in enumerate(layout.block_of) if b == block]
+            self.skipped[block] = max(counters[i]["skipped"] for i in members)
+            self.damped[block] = max(counters[i]["damped"] for i in members)
+            history.pairs[block] = max(counters[i]["pairs"] for i in members)
+            for i in members:
+                self._align(i, counters[i]["pairs"], history.pairs[block])
+            history.rebuild(block)
+
+    def _align(self, i: int, pairs: int, target: int) -> None:
+        """Move the ring of parameter i so that its newest pair is pair number `target`."""
+        m = self.history.history_size
+        if pairs == target:
+            return
+        old = ring_order(pairs, m)
+        new = ring_order(target, m)[-len(old) :] if old else []
+        for name in ("s_history", "y_history"):
+            view = self.views[name][i]
+            rows = view[old].clone()
+            view.zero_()
+            if new:
+                view[new] = rows
+
+
+def _copy(name: str, view: Tensor, value: Tensor) -> None:
+    if tuple(value.shape) != tuple(view.shape):
+        raise ValueError(
+            f"loaded state {name!r} has shape {tuple(value.shape)}, expected {tuple(view.shape)}"
+        )
+    view.copy_(value)

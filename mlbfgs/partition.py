@@ -1,0 +1,240 @@
+"""Which Hessian block each parameter belongs to: pure Python on names and sizes.
+
+A policy is one of
+
+- `None`: the whole model is one block (M's DeiT-Tiny; S's SLIM-QN; the default);
+- an integer k: k blocks cut at layer boundaries, the largest as small as possible;
+- `"resblocks:r"`: r consecutive ResBlocks a block, the stem in the first and the classifier in the
+  last (M: ResNet-18 in 4 blocks and ResNet-50 in 8 are both r = 2; block-wise SLIM-QN is r = 1);
+- a list of regular expressions: one block for each, a parameter goes to the first that matches its
+  name (`re.search`), and every parameter must match one;
+- a callable `(names, sizes) -> list of block numbers`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
+BlockPolicy = None | int | str | Sequence[str] | Assign
+
+_RESBLOCK = re.compile(r"^(?:.*\.)?layer(\d+)\.(\d+)\.")
+
+
+def assign_blocks(
+    policy: BlockPolicy, names: Sequence[str] | None, sizes: Sequence[int]
+) -> list[int]:
+    """The block number of every parameter.
+
+    Args:
+        policy: see the module's description.
+        names: the parameters' names in the model's order, or None if they have none (then only
+            None, an integer and a callable will do, and every parameter is a layer of its own).
+        sizes: how many numbers each has.
+
+    Returns:
+        One number for each parameter, from 0 without gaps.
+
+    Raises:
+        ValueError: the policy does not fit the parameters; the message says what would do.
+    """
+    known = list(names) if names is not None else [f"parameter {i}" for i in range(len(sizes))]
+    if policy is None:
+        return [0] * len(sizes)
+    if callable(policy):
+        return _without_gaps(policy(known, sizes), len(sizes))
+    if isinstance(policy, bool) or not isinstance(policy, (int, str, Sequence)):
+        raise ValueError(
+            f"blocks={policy!r}: expected None, a number of blocks, 'resblocks:r', a list of "
+            "regular expressions or a callable"
+        )
+    if isinstance(policy, int):
+        layers = [_layer(name) for name in known] if names is not None else known
+        return _even(policy, layers, sizes)
+    if names is None:
+        raise ValueError(
+            f"blocks={policy!r} goes by parameter names: give the optimizer "
+            "model.named_parameters() instead of model.parameters()"
+        )
+    if isinstance(policy, str):
+        return _resblocks(policy, known)
+    return _by_pattern(policy, known)
+
+
+def _layer(name: str) -> str:
+    """The module a parameter sits in."""
+    return name.rpartition(".")[0]
+
+
+def _even(k: int, layers: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """K runs of whole layers with the smallest possible largest run."""
+    runs: list[tuple[str, int]] = []  # neighbouring parameters of one layer stay together
+    for layer, size in zip(layers, sizes, strict=True):
+        if runs and runs[-1][0] == layer:
+            runs[-1] = (layer, runs[-1][1] + size)
+        else:
+            runs.append((layer, size))
+    if not 1 <= k <= len(runs):
+        raise ValueError(
+            f"blocks={k}: this model can be cut into 1 to {len(runs)} blocks of layers"
+        )
+    low, high = max(size for _, size in runs), sum(sizes)
+    while low < high:  # the smallest capacity that k blocks can hold, by bisection
+        middle = (low + high) // 2
+        if _fill(runs, middle, 1)[-1] < k:
+            high = middle
+        else:
+            low = middle + 1
+    of_run = _fill(runs, low, k)
+    blocks: list[int] = []
+    run = -1
+    previous = None
+    for layer in layers:
+        if layer != previous:
+            run, previous = run + 1, layer
+        blocks.append(of_run[run])
+    return blocks
+
+
+def _fill(runs: Sequence[tuple[str, int]], capacity: int, at_least: int) -> list[int]:
+    """Fill blocks one after the other; open a new one early where layers would not suffice."""
+    blocks: list[int] = []
+    block, filled = 0, 0
+    for i, (_, size) in enumerate(runs):
+        left, missing = len(runs) - i, at_least - 1 - block
+        if blocks and (filled + size > capacity or (missing > 0 and left <= missing)):
+            block, filled = block + 1, 0
+        blocks.append(block)
+        filled += size
+    return blocks
+
+
+def _resblocks(policy: str, names: Sequence[str]) -> list[int]:
+    match = re.fullmatch(r"resblocks:([1-9]\d*)", policy)
+    if match is None:
+        raise ValueError(f"blocks={policy!r}: the policy by name is 'resblocks:r' with r >= 1")
+    per_block = int(match.group(1))
+    found = [m.groups() if (m := _RESBLOCK.match(name)) else None for name in names]
+    resblocks = list(dict.fromkeys(key for key in found if key is not None))
+    if not resblocks:
+        raise ValueError(
+            f"blocks={policy!r}: no parameter is named like layer1.0.conv1.weight, as ResNets' are"
+        )
+    number = {key: i // per_block for i, key in enumerate(resblocks)}
+    blocks: list[int] = []
+    for key in found:  # what stands before the first ResBlock joins it, what follows joins the last
+        blocks.append(number[key] if key is not None else (blocks[-1] if blocks else 0))
+    return blocks
+
+
+def _by_pattern(patterns: Sequence[str], names: Sequence[str]) -> list[int]:
+    compiled = [re.compile(pattern) for pattern in patterns]
+    blocks = [next((i for i, c in enumerate(compiled) if c.search(n)), -1) for n in names]
+    unmatched = [name for name, block in zip(names, blocks, strict=True) if block < 0]
+    if unmatched:
+        raise ValueError(
+            f"blocks={list(patterns)!r}: no pattern matches {', '.join(unmatched[:5])}"
+            f"{f' and {len(unmatched) - 5} more' if len(unmatched) > 5 else ''}; "
+            "add '.' as the last pattern to collect the rest in one block"
+        )
+    for i, pattern in enumerate(patterns):
+        if i not in blocks:
+            raise ValueError(f"blocks: the pattern {pattern!r} is the first match of no parameter")
+    return blocks
+
+
+def _without_gaps(blocks: Sequence[int], count: int) -> list[int]:
+    blocks = list(blocks)
+    if len(blocks) != count or set(blocks) != set(range(len(set(blocks)))):
+        raise ValueError(
+            f"blocks: the callable must return {count} block numbers from 0 without gaps, "
+            f"not {blocks[:8]}"
+        )
+    return blocks
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Blocks, their sizes, and the memory of the optimizer: known before the first step.
+
+    Attributes:
+        names: the parameters' names.
+        sizes: numbers in each parameter.
+        blocks: block of each parameter.
+        history_size: M.
+        state_bytes: averages, snapshots, momentum and history.
+        history_bytes: the history alone.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    blocks: tuple[int, ...]
+    history_size: int
+    state_bytes: int
+    history_bytes: int
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Numbers in each block."""
+        totals = [0] * (max(self.blocks, default=-1) + 1)
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            totals[block] += size
+        return totals
+
+    def __str__(self) -> str:
+        """A table of the blocks and a line on memory."""
+        n = sum(self.sizes)
+        lines = [f"{'block':>5}  {'parameters':>12}  {'share':>6}  first ... last"]
+        for block, size in enumerate(self.block_sizes):
+            members = [name for name, b in zip(self.names, self.blocks, strict=True) if b == block]
+            span = members[0] if len(members) == 1 else f"{members[0]} ... {members[-1]}"
+            lines.append(f"{block:>5}  {size:>12,}  {size / max(n, 1):>6.1%}  {span}")
+        lines.append(
+            f"{n:,} parameters, M = {self.history_size}: {self.state_bytes / 2**20:,.1f} MiB of "
+            f"optimizer state ({self.state_bytes / max(n, 1):.0f} bytes a parameter), "
+            f"{self.history_bytes / 2**20:,.1f} MiB of it history"
+        )
+        return "\n".join(lines)
+
+
+def plan(
+    model: torch.nn.Module,
+    blocks: BlockPolicy = None,
+    *,
+    history_size: int = 10,
+    momentum: float = 0.9,
+    history_dtype: torch.dtype | None = None,
+) -> BlockPlan:
+    """What `MLBFGS(model.named_parameters(), ...)` would do, before anything is allocated.
+
+    Args:
+        model: the model; parameters that do not require a gradient are left out.
+        blocks: block policy.
+        history_size: M.
+        momentum: whether a momentum buffer is kept (any value but 0).
+        history_dtype: of the history; None is the dtype of the averages.
+
+    Returns:
+        The plan; print it for a table.
+
+    Raises:
+        ValueError: the policy does not fit the model.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    names, sizes = tuple(name for name, _ in named), tuple(p.numel() for _, p in named)
+    dtype = state_dtype([p for _, p in named])
+    n = sum(sizes)
+    history = 2 * history_size * n * (history_dtype or dtype).itemsize
+    vectors = (4 + (momentum != 0)) * n * dtype.itemsize
+    assigned = tuple(assign_blocks(blocks, names, sizes))
+    return BlockPlan(names, sizes, assigned, history_size, vectors + history, history)
+
+
+def state_dtype(params: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of averages and arithmetic: float64 if any parameter is, else float32."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
