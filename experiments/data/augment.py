@@ -24,14 +24,14 @@ class Draws:
     """The random choices for n images; None where there is nothing to choose.
 
     Attributes:
+        flips: (n,) bool, whether the image is mirrored.
         rows: (n,) int64, first row of the crop in the padded image, 0 to 2p.
-        columns: (n,) int64, first column, 0 to 2p.
-        flips: (n,) bool, whether the crop is mirrored.
+        columns: (n,) int64, first column of the crop in the padded (mirrored) image, 0 to 2p.
     """
 
+    flips: Tensor | None
     rows: Tensor | None
     columns: Tensor | None
-    flips: Tensor | None
 
     def __getitem__(self, images: slice) -> Draws:
         """The choices for a slice of the images."""
@@ -42,7 +42,7 @@ class Draws:
         return Draws(*(None if x is None else x.to(device) for x in self._all()))
 
     def _all(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return self.rows, self.columns, self.flips
+        return self.flips, self.rows, self.columns
 
 
 def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draws:
@@ -67,16 +67,11 @@ def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draw
     if flip:
         generator = stream(seed, epoch, "augmentation/flip")
         flips = torch.randint(2, (count,), generator=generator).bool()
-    return Draws(rows, columns, flips)
+    return Draws(flips, rows, columns)
 
 
-def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
-    """Cut every image out of its zero-padded self and mirror the chosen ones.
-
-    Every row of the output is W neighbouring bytes of the padded batch, so the whole batch is one
-    `index_select` among all windows of W bytes (a strided view, nothing is copied for it). That is
-    five to fifteen times as fast on a CPU as gathering pixels. A mirrored crop is a plain crop of
-    the mirrored image at the mirrored column.
+def flip_and_crop(images: Tensor, draws: Draws, padding: int) -> Tensor:
+    """Mirror the chosen images, then cut every one out of its zero-padded self.
 
     Args:
         images: (b, C, H, W) uint8.
@@ -86,25 +81,38 @@ def crop_and_flip(images: Tensor, draws: Draws, padding: int) -> Tensor:
     Returns:
         (b, C, H, W) uint8.
     """
-    b, channels, height, width = images.shape
-    device = images.device
-    padded = functional.pad(images, (padding,) * 4) if padding else images
-    padded_height, padded_width = padded.shape[2:]
-    image = torch.arange(b, device=device)
-    zero = torch.zeros_like(image)
-    rows = zero if draws.rows is None else draws.rows
-    columns = zero if draws.columns is None else draws.columns
     if draws.flips is not None:
-        padded = torch.cat([padded, padded.flip(3)])
-        image = torch.where(draws.flips, image + b, image)
-        columns = torch.where(draws.flips, 2 * padding - columns, columns)
+        images = _mirror(images, draws.flips)
+    if draws.rows is not None and draws.columns is not None:
+        images = _crop(images, draws.rows, draws.columns, padding)
+    return images
 
-    plane = image[:, None] * channels + torch.arange(channels, device=device)
-    row = rows[:, None] + torch.arange(height, device=device)
-    starts = (plane[:, :, None] * padded_height + row[:, None, :]) * padded_width
-    starts = starts + columns[:, None, None]
-    windows = padded.reshape(-1).unfold(0, width, 1)
-    return windows.index_select(0, starts.reshape(-1)).view(b, channels, height, width)
+
+def _mirror(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirror the images (b, C, H, W) where `flips` (b,) is true.
+
+    Whole images are copied out of both versions: seven times as fast on a CPU as `where` on uint8.
+    """
+    b = len(images)
+    both = torch.cat([images, images.flip(3)])
+    return both.index_select(0, torch.arange(b, device=images.device) + b * flips)
+
+
+def _crop(images: Tensor, rows: Tensor, columns: Tensor, padding: int) -> Tensor:
+    """Cut (H, W) out of each padded image (H + 2p, W + 2p), at its own row and column.
+
+    Every row of the output is W neighbouring bytes of the padded batch, so the whole batch is one
+    `index_select` among all windows of W bytes (a strided view, nothing is copied for it). That is
+    five to fifteen times as fast on a CPU as gathering pixels.
+    """
+    b, channels, height, width = images.shape
+    padded = functional.pad(images, (padding,) * 4)
+    padded_height, padded_width = padded.shape[2:]
+    planes = torch.arange(b * channels, device=images.device).view(b, channels, 1)
+    lines = rows[:, None, None] + torch.arange(height, device=images.device)
+    starts = (planes * padded_height + lines) * padded_width + columns[:, None, None]
+    windows = padded.view(-1).unfold(0, width, 1)
+    return windows.index_select(0, starts.view(-1)).view(b, channels, height, width)
 
 
 class Normalise:

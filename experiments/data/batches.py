@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from experiments.data.augment import Draws, Normalise, crop_and_flip, draw
+from experiments.data.augment import Draws, Normalise, draw, flip_and_crop
 from experiments.data.randomness import stream
 from experiments.data.settings import InputSettings
 from experiments.errors import UserError
@@ -173,8 +173,7 @@ class InMemoryData:
         settings = self._settings
         # index_select copies whole images at a time; plain indexing is 20 times as slow on uint8.
         images = self._train_images.index_select(0, chosen)
-        if settings.crop_padding or settings.horizontal_flip:
-            images = crop_and_flip(images, draws, settings.crop_padding)
+        images = flip_and_crop(images, draws, settings.crop_padding)
         return Batch(self._normalise(images), self._train_labels.index_select(0, chosen))
 
     def test_batches(self) -> Iterator[Batch]:
