@@ -1,0 +1,127 @@
+"""What the quasi-Newton optimizer did, from the curvature records: as numbers and in words.
+
+Symbols: curvature ratio μ = sᵀy/sᵀs before and after damping; gamma, the initial inverse-Hessian
+scale; direction d = H g, before the learning rate. If cos(d, g) is close to 1, the optimizer is
+gradient descent with momentum and another step length, whatever its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments.analysis.groups import Group
+from experiments.analysis.runs import FloatArray, Run, series
+
+PARALLEL = 0.95
+OBLIQUE = 0.5
+
+
+@dataclass(frozen=True)
+class CurvatureSummary:
+    """Medians over all curvature records of all seeds of a group; NaN where never recorded.
+
+    Attributes:
+        records: number of records.
+        blocks: number of Hessian blocks.
+        damped_percent: percentage of records whose pair was damped.
+        accepted_percent: percentage of records whose pair was accepted.
+        cosine: median of cos(d, g).
+        uphill_percent: percentage of directions with a negative cosine.
+        length_ratio: median of ‖d‖ / ‖g‖.
+        gamma: median of gamma.
+        mu: median of μ before damping.
+    """
+
+    records: int
+    blocks: int
+    damped_percent: float
+    accepted_percent: float
+    cosine: float
+    uphill_percent: float
+    length_ratio: float
+    gamma: float
+    mu: float
+
+    def words(self) -> str:
+        """One sentence on what the curvature did."""
+        parts = [f"damping acted on {_percent(self.damped_percent)} of pairs"]
+        if self.accepted_percent < 100:
+            parts.append(f"{_percent(100 - self.accepted_percent)} of pairs were refused")
+        if np.isnan(self.cosine):
+            return "; ".join([*parts, "no direction was recorded"])
+        parts.append(f"|d|/|g| {self.length_ratio:.3g} (median)")
+        if self.uphill_percent > 0:
+            parts.append(f"{_percent(self.uphill_percent)} of directions point uphill")
+        return f"{'; '.join(parts)}; cos(d, g) {self.cosine:.2f} (median): {self._likeness()}"
+
+    def _likeness(self) -> str:
+        if self.cosine >= PARALLEL:
+            return "close to scaled momentum SGD"
+        if self.cosine >= OBLIQUE:
+            return "a direction of its own, near the gradient"
+        return "a direction far from the gradient"
+
+
+def summarise_curvature(group: Group) -> CurvatureSummary | None:
+    """Summarise the curvature of a group; None if none was recorded."""
+    records = [record for run in group.ended for record in run.curvature]
+    if not records:
+        return None
+    cosine = _recorded(series(records, "cos_direction_gradient"))
+    return CurvatureSummary(
+        records=len(records),
+        blocks=len({record["block"] for record in records}),
+        damped_percent=_share(series(records, "damped")),
+        accepted_percent=_share(series(records, "accepted")),
+        cosine=_median(cosine),
+        uphill_percent=_share((cosine < 0).astype(np.float64)) if cosine.size else float("nan"),
+        length_ratio=_median(series(records, "direction_over_gradient")),
+        gamma=_median(series(records, "gamma")),
+        mu=_median(series(records, "mu")),
+    )
+
+
+def trace(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """A field of the curvature records along the steps, over blocks and seeds.
+
+    Returns:
+        Steps, median, minimum and maximum, float64, each of the length of the distinct steps.
+    """
+    records = [record for run in runs for record in run.curvature]
+    steps, values = series(records, "step"), series(records, name)
+    keep = np.isfinite(values)
+    steps, values = steps[keep], values[keep]
+    distinct = np.unique(steps)
+    groups = [values[steps == step] for step in distinct]
+    return (
+        distinct,
+        np.array([np.median(group) for group in groups]),
+        np.array([group.min() for group in groups]),
+        np.array([group.max() for group in groups]),
+    )
+
+
+def _recorded(values: FloatArray) -> FloatArray:
+    finite: FloatArray = values[np.isfinite(values)]
+    return finite
+
+
+def _median(values: FloatArray) -> float:
+    finite = _recorded(values)
+    return float(np.median(finite)) if finite.size else float("nan")
+
+
+def _share(values: FloatArray) -> float:
+    """Percentage of ones among zeros and ones."""
+    finite = _recorded(values)
+    return 100.0 * float(np.mean(finite)) if finite.size else float("nan")
+
+
+def _percent(value: float) -> str:
+    if np.isnan(value):
+        return "an unrecorded part"
+    # A part that is small but not nothing is never shown as nothing.
+    return f"{value:.0f} %" if value == 0 or value >= 1 else f"{value:.1g} %"

@@ -1,0 +1,239 @@
+"""Figures of one experiment at one scale: training curves, and what the curvature did.
+
+The line is the mean over seeds, the band reaches from the smallest to the largest seed. Where fewer
+seeds are left than began, the line is thin; a cross marks where a seed diverged. Files are
+deterministic: the same runs give the same bytes, so that a committed figure changes only with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.analysis.curvature import trace
+from experiments.analysis.curves import Axis, Curve, curve
+from experiments.analysis.groups import Group, Results
+from experiments.analysis.palette import LINES, look
+
+METRIC_LABELS = {"train_loss": "training loss", "test_top1": "test top-1 accuracy (%)"}
+AXIS_LABELS: dict[Axis, str] = {
+    "epoch": "epoch",
+    "step": "step",
+    "train_time_s": "training time (s)",
+}
+# Marks on a curve of any length: enough to tell optimizers apart, few enough to see the curve.
+MARKS = 8
+_STYLE: dict[str, Any] = {
+    "svg.hashsalt": "mlbfgs",  # the ids in the file are random otherwise
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+}
+
+
+def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
+    """Draw everything there is to draw about the runs of one scale.
+
+    Args:
+        results: the runs.
+        out_dir: an existing directory.
+
+    Returns:
+        The files written, SVG and PNG.
+    """
+    paths: list[Path] = []
+    with _style():
+        figure = training_figure(results)
+        if figure is not None:
+            paths += _save(figure, out_dir / f"curves-{results.scale}")
+        figure = curvature_figure(results)
+        if figure is not None:
+            paths += _save(figure, out_dir / f"curvature-{results.scale}")
+    return tuple(paths)
+
+
+def training_figure(results: Results) -> Figure | None:
+    """Training loss and test accuracy against epochs and seconds; None without any record."""
+    axes_names: tuple[Axis, ...] = ("epoch", "train_time_s")
+    groups = [group for group in results.groups if any(run.epochs for run in group.ended)]
+    if not groups:
+        return None
+    styles = _lines(groups)
+    figure, grid = _new_figure(2, 2)
+    for row, metric in enumerate(METRIC_LABELS):
+        for column, axis in enumerate(axes_names):
+            panel = grid[row][column]
+            lines = [curve(group, metric, axis) for group in groups]
+            for line in lines:
+                _draw(panel, line, styles[line.group])
+            _scale_y(panel, metric, lines)
+            panel.set_ylabel(METRIC_LABELS[metric])
+            panel.set_xlabel(AXIS_LABELS[axis])
+            panel.set_xlim(left=0)
+            if axis == "epoch":
+                panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if results.target is not None and results.target.metric == metric:
+                panel.axhline(results.target.value, color="0.4", linewidth=0.9, linestyle=":")
+    caption = "line: mean over seeds; band: smallest to largest seed; ×: a seed diverged"
+    if results.target is not None:
+        caption += f"; dotted: target {results.target}"
+    _finish(figure, _title(results, groups), caption, grid[0][0])
+    return figure
+
+
+def curvature_figure(results: Results) -> Figure | None:
+    """μ before and after damping, gamma, cos(d, g) and ‖d‖/‖g‖; None without such records."""
+    groups = [group for group in results.groups if any(run.curvature for run in group.ended)]
+    if not groups:
+        return None
+    styles = _lines(groups)
+    figure, grid = _new_figure(2, 2)
+    panels = (
+        (grid[0][0], "mu", "curvature ratio μ = sᵀy / sᵀs"),
+        (grid[0][1], "gamma", "initial scale γ"),
+        (grid[1][0], "cos_direction_gradient", "cos(d, g)"),
+        (grid[1][1], "direction_over_gradient", "‖d‖ / ‖g‖"),
+    )
+    for panel, name, label in panels:
+        for group in groups:
+            _draw_trace(panel, group, name, styles[group])
+        panel.set_xlabel("step")
+        panel.set_ylabel(label)
+        if name != "cos_direction_gradient" and _spans_decades(panel):
+            panel.set_yscale("log")
+    for group in groups:
+        steps, median, _, _ = trace(group.ended, "mu_damped")
+        if steps.size:
+            grid[0][0].plot(steps, median, color="black", linewidth=0.9, linestyle=(0, (2, 2)))
+    grid[1][0].set_ylim(top=1.03)
+    caption = (
+        "line: median over blocks and seeds; band: smallest to largest; dashed: μ after damping"
+    )
+    _finish(figure, _title(results, groups), caption, grid[0][0])
+    return figure
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def _new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
+    # Without pyplot: no global state, no window system, nothing to close.
+    figure = Figure(figsize=(8.6, 6.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _lines(groups: Sequence[Group]) -> dict[Group, Any]:
+    """The line style of each group: its number among the configs of its optimizer."""
+    seen: dict[str, int] = {}
+    styles = {}
+    for group in groups:
+        position = seen.get(group.optimizer, 0)
+        styles[group] = LINES[position % len(LINES)]
+        seen[group.optimizer] = position + 1
+    return styles
+
+
+def _draw(panel: Axes, line: Curve, style: Any) -> None:
+    appearance = look(line.group.optimizer)
+    for x, y in line.ends:
+        panel.plot(x, y, marker="x", markersize=9, markeredgewidth=2, color=appearance.colour)
+    if not line.x.size:
+        return
+    panel.fill_between(
+        line.x, line.low, line.high, color=appearance.colour, alpha=0.18, linewidth=0
+    )
+    fewer = line.n < line.n.max()
+    common: dict[str, Any] = {
+        "color": appearance.colour,
+        "marker": appearance.marker,
+        "markersize": 4.5,
+        "markevery": max(1, math.ceil(line.x.size / MARKS)),
+        "linestyle": style,
+    }
+    full = np.where(fewer, np.nan, line.mean)
+    panel.plot(line.x, full, label=f"{line.group.label} (n = {line.n.max()})", **common)
+    if fewer.any():
+        panel.plot(line.x, line.mean, color=appearance.colour, linewidth=0.8, linestyle=style)
+
+
+def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
+    steps, median, low, high = trace(group.ended, name)
+    if not steps.size:
+        return
+    appearance = look(group.optimizer)
+    seeds = sum(bool(run.curvature) for run in group.ended)
+    panel.fill_between(steps, low, high, color=appearance.colour, alpha=0.18, linewidth=0)
+    panel.plot(
+        steps,
+        median,
+        color=appearance.colour,
+        marker=appearance.marker,
+        markersize=4.5,
+        markevery=max(1, math.ceil(steps.size / MARKS)),
+        linestyle=style,
+        label=f"{group.label} (n = {seeds})",
+    )
+
+
+def _scale_y(panel: Axes, metric: str, lines: Sequence[Curve]) -> None:
+    """A loss that falls by more than a factor of five is drawn on a log scale."""
+    values = np.concatenate([line.low for line in lines] + [line.high for line in lines])
+    if metric != "train_loss" or not values.size or values.min() <= 0:
+        return
+    if values.max() > 5 * values.min():
+        panel.set_yscale("log")
+
+
+def _spans_decades(panel: Axes) -> bool:
+    values = np.concatenate(
+        [np.asarray(line.get_ydata(), dtype=float) for line in panel.lines] or [np.empty(0)]
+    )
+    values = values[np.isfinite(values)]
+    return bool(values.size and values.min() > 0 and values.max() > 30 * values.min())
+
+
+def _title(results: Results, groups: Sequence[Group]) -> str:
+    counts = sorted({len(group.ended) for group in groups})
+    n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return f"{results.experiment}, {results.scale} scale, n = {n} seeds"
+
+
+def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:
+    figure.suptitle(title, fontsize=11)
+    handles, labels = panel.get_legend_handles_labels()
+    columns = min(len(handles), 4) or 1
+    if handles:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=columns,
+            title=caption,
+            title_fontsize=8,
+        )
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    figure.savefig(png, dpi=140, metadata={"Software": None})
+    return [svg, png]

@@ -1,0 +1,251 @@
+"""Seeds of one config belong together: runs of one experiment and scale, grouped by config.
+
+Two runs are in one group if they have the same optimizer and if everything that decides their
+numbers, except the seed, is equal. Where one optimizer was run under several configs, each config
+is a group of its own, and `Results.problems` says which key differs from which in what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from experiments.analysis.measures import Target, measure_named, target_of
+from experiments.analysis.runs import SCALES, STATUSES, Run, RunSet
+from experiments.errors import UserError
+
+# Config keys, with all that is below them, that do not decide what a run computes: those of
+# `experiments.spec` (a test compares the two), which the analysis does not import.
+COSMETIC_KEYS = (
+    "results_dir",
+    "resume",
+    "launch",
+    "logger",
+    "experiment",
+    "dataset.root",
+    "dataset.cache_dir",
+    "dataset.download",
+    "train.device",
+    "train.threads",
+    "train.log_interval",
+    "train.checkpoint_interval",
+    "train.keep_checkpoints",
+    "train.timeout_s",
+)
+DISPLAY_NAMES = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "slimqn": "SLIM-QN",
+    "mlbfgs": "mL-BFGS",
+    "kfac": "KFAC",
+    "slbfgs": "sL-BFGS",
+}
+# Baselines first, so that a table reads like the papers' tables.
+_ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one config.
+
+    Attributes:
+        experiment: name of the experiment.
+        optimizer: name of the optimizer's config.
+        scale: full, reduced or smoke.
+        differs: the keys (with values) that tell this group from the optimizer's other groups;
+            empty if there is only one.
+        runs: one a seed, by seed.
+    """
+
+    experiment: str
+    optimizer: str
+    scale: str
+    differs: tuple[tuple[str, Any], ...]
+    runs: tuple[Run, ...] = field(repr=False)
+
+    @property
+    def label(self) -> str:
+        """The optimizer's name as the papers print it, with what tells its configs apart."""
+        name = display_name(self.optimizer)
+        if not self.differs:
+            return name
+        return f"{name} [{', '.join(f'{key}={value}' for key, value in self.differs)}]"
+
+    @property
+    def ended(self) -> tuple[Run, ...]:
+        """The runs that are not running."""
+        return tuple(run for run in self.runs if run.status != "running")
+
+    @property
+    def status_counts(self) -> str:
+        """For example "2 done, 1 diverged"."""
+        counts = {status: sum(r.status == status for r in self.runs) for status in STATUSES}
+        return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All groups of one experiment at one scale.
+
+    Attributes:
+        experiment: name of the experiment.
+        scale: full, reduced or smoke.
+        groups: baselines first.
+        target: what every run had to reach; None if there is none, or if the runs disagree.
+        problems: one line for everything a reader must know about the runs.
+    """
+
+    experiment: str
+    scale: str
+    groups: tuple[Group, ...]
+    target: Target | None
+    problems: tuple[str, ...]
+
+    def of_optimizer(self, optimizer: str) -> tuple[Group, ...]:
+        """The groups of an optimizer: none, one, or one per config."""
+        return tuple(group for group in self.groups if group.optimizer == optimizer)
+
+    def baseline(self) -> Group | None:
+        """The group of SGD, if there is exactly one."""
+        groups = self.of_optimizer("sgd")
+        return groups[0] if len(groups) == 1 else None
+
+    def values(self, group: Group, measure: str) -> dict[int, float]:
+        """A measure of every run of a group that has it, by seed; infinite for a miss."""
+        function = measure_named(measure)
+        if measure.endswith("_to_target") and self.target is None:
+            return {}
+        pairs = ((run.seed, function(run)) for run in group.runs)
+        return {seed: value for seed, value in pairs if value is not None}
+
+
+def display_name(optimizer: str) -> str:
+    """The optimizer's name as the papers print it."""
+    return DISPLAY_NAMES.get(optimizer, optimizer)
+
+
+def group_runs(found: RunSet) -> tuple[Results, ...]:
+    """Group the runs of one experiment: one `Results` per scale, full scale first.
+
+    Raises:
+        UserError: one config and seed has two run keys, so that neither can be preferred.
+    """
+    present = {run.scale for run in found.runs}
+    results = []
+    for scale in (scale for scale in SCALES if scale in present):
+        runs = [run for run in found.runs if run.scale == scale]
+        results.append(_results_at_scale(runs, found.problems))
+        # Directories that could not be read have no scale: they are reported once.
+        found = RunSet(found.runs, ())
+    return tuple(results)
+
+
+def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
+    groups: list[Group] = []
+    lines = [*problems, *(line for run in runs for line in _remarks(run))]
+    for optimizer in sorted({run.optimizer for run in runs}, key=_position):
+        variants = _variants([run for run in runs if run.optimizer == optimizer])
+        groups += variants
+        if len(variants) > 1:
+            lines.append(_conflict(variants))
+    target, complaint = _common_target(runs)
+    if complaint:
+        lines.append(complaint)
+    return Results(runs[0].experiment, runs[0].scale, tuple(groups), target, tuple(lines))
+
+
+def _variants(runs: Sequence[Run]) -> list[Group]:
+    """One group per config among the runs of one optimizer, by run key of the first seed."""
+    by_config: dict[str, list[Run]] = {}
+    for run in runs:
+        by_config.setdefault(repr(sorted(deciding_values(run).items())), []).append(run)
+    members = list(by_config.values())
+    configs = [deciding_values(group[0]) for group in members]
+    keys = sorted({key for config in configs for key in config})
+    differing = [k for k in keys if len({repr(c.get(k, _ABSENT)) for c in configs}) > 1]
+    groups = []
+    for group, config in zip(members, configs, strict=True):
+        for first, second in pairwise(group):
+            if first.seed == second.seed:
+                raise UserError(
+                    f"{first.path} and {second.path.name} have one config and one seed but two "
+                    "run keys (the numerics changed between them): move one out of the results"
+                )
+        told = tuple((key, config.get(key, "(absent)")) for key in differing)
+        run = group[0]
+        groups.append(Group(run.experiment, run.optimizer, run.scale, told, tuple(group)))
+    return groups
+
+
+def deciding_values(run: Run) -> dict[str, Any]:
+    """The leaves of a run's config that decide its numbers, by dotted path, without the seed."""
+    values = {
+        path: value
+        for path, value in _leaves(run.config, "")
+        if not any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS)
+        # A copy of the seed further down in the config is the seed too.
+        and not (path.rsplit(".", 1)[-1] == "seed" and value == run.seed)
+    }
+    if "numerics_version" in run.meta:
+        values["numerics_version"] = run.meta["numerics_version"]
+    return values
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, child in value.items():
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, float) and value.is_integer():
+        yield path, int(value)  # 1.0 and 1 are one value, and one run key
+    else:
+        yield path, value
+
+
+def _remarks(run: Run) -> Iterator[str]:
+    """What a reader must know about a run that is not simply done."""
+    if run.status == "running":
+        yield f"{run.name}: running, or killed without a trace; not counted"
+    elif run.status in ("timeout", "crashed"):
+        reason = f" ({run.message})" if run.message else ""
+        yield f"{run.name}: {run.status}{reason}; a miss of its target, no final values"
+    elif run.status == "diverged":
+        reason = f" ({run.message})" if run.message else ""
+        yield f"{run.name}: diverged{reason}; counts with its last evaluated accuracy"
+    elif not run.epochs:
+        yield f"{run.name}: done, but without an epoch record; has no values"
+    if run.torn:
+        yield f"{run.name}: the last line of metrics.jsonl is torn and left out"
+
+
+def _conflict(variants: Sequence[Group]) -> str:
+    first = variants[0]
+    told = "; ".join(
+        f"{', '.join(f'{key}={value}' for key, value in group.differs)} "
+        f"(run keys {', '.join(run.key for run in group.runs)})"
+        for group in variants
+    )
+    return (
+        f"{first.optimizer} at {first.scale} scale was run under {len(variants)} configs, "
+        f"which are separate rows: {told}"
+    )
+
+
+def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:
+    targets = {run: target_of(run) for run in runs}
+    if len(set(targets.values())) <= 1:
+        return targets[runs[0]], ""
+    first = runs[0]
+    other = next(run for run in runs if targets[run] != targets[first])
+    return None, (
+        f"targets differ, so nothing is compared by them: {targets[first] or 'none'} in "
+        f"{first.name}, {targets[other] or 'none'} in {other.name}"
+    )
+
+
+def _position(optimizer: str) -> tuple[int, str]:
+    known = optimizer in _ORDER
+    return (_ORDER.index(optimizer) if known else len(_ORDER), optimizer)

@@ -1,0 +1,293 @@
+"""Read run directories: `<results_dir>/runs/<experiment>/<optimizer>/<scale>-seed<seed>-<key>/`.
+
+Nothing is dropped in silence. A run that is not finished is loaded with its status; a directory
+that lacks a file becomes a line in `RunSet.problems`; a record that cannot be read is an error that
+names file and line. Only the last line may be torn, because a process can die while it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from experiments.errors import UserError, nearest
+
+logger = logging.getLogger(__name__)
+
+STATUSES = ("done", "diverged", "timeout", "crashed", "running")
+SCALES = ("full", "reduced", "smoke")
+REQUIRED_FILES = ("config.yaml", "meta.json", "status.json")
+KNOWN_FILES = frozenset({*REQUIRED_FILES, "metrics.jsonl", "checkpoints", "lock"})
+# What a record of each kind cannot do without; every other field may be absent or null.
+REQUIRED_FIELDS = {
+    "step": ("epoch", "step", "train_time_s"),
+    "epoch": ("epoch", "step", "train_time_s"),
+    "curvature": ("step", "block"),
+}
+_DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
+
+Record = dict[str, Any]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: a run holds mutable records
+class Run:
+    """One run directory in memory.
+
+    Attributes:
+        path: the run directory.
+        key: ten hex digits that stand for what decides the numbers.
+        experiment: name of the experiment.
+        optimizer: name of the optimizer's config.
+        seed: the seed.
+        scale: full, reduced or smoke.
+        status: one of `STATUSES`.
+        message: what the run says about its end.
+        config: the resolved config.
+        meta: versions, hardware, git state, parameter count.
+        steps: records of kind "step", in order.
+        epochs: records of kind "epoch", in order.
+        curvature: records of kind "curvature", in order.
+        torn: whether the last line of `metrics.jsonl` was cut off.
+    """
+
+    path: Path
+    key: str
+    experiment: str
+    optimizer: str
+    seed: int
+    scale: str
+    status: str
+    message: str
+    config: Record = field(repr=False)
+    meta: Record = field(repr=False)
+    steps: tuple[Record, ...] = field(repr=False)
+    epochs: tuple[Record, ...] = field(repr=False)
+    curvature: tuple[Record, ...] = field(repr=False)
+    torn: bool = False
+
+    @cached_property
+    def name(self) -> str:
+        """`<optimizer>/<directory name>`, short enough for a message."""
+        return f"{self.optimizer}/{self.path.name}"
+
+    def epoch_series(self, name: str) -> FloatArray:
+        """Values of one field of the epoch records, float64, NaN where absent or null."""
+        return series(self.epochs, name)
+
+
+@dataclass(frozen=True)
+class RunSet:
+    """The runs found, and one line for everything that could not be counted."""
+
+    runs: tuple[Run, ...]
+    problems: tuple[str, ...]
+
+
+def series(records: Iterable[Record], name: str) -> FloatArray:
+    """One field of many records, float64; absent and null (JSON has no infinities) become NaN."""
+    values = (record.get(name) for record in records)
+    return np.array([np.nan if value is None else float(value) for value in values])
+
+
+def load_runs(
+    results_dir: Path,
+    experiment: str,
+    *,
+    scale: str | None = None,
+    keys: Collection[str] | None = None,
+) -> RunSet:
+    """Load every run of an experiment.
+
+    Args:
+        results_dir: the directory that holds `runs/`.
+        experiment: name of the experiment.
+        scale: keep the runs of this scale only.
+        keys: keep the runs with these keys only (a comparison that knows which runs it needs).
+
+    Returns:
+        The runs, ordered by optimizer, scale, seed and key.
+
+    Raises:
+        UserError: unknown experiment or scale, or a file that cannot be read.
+    """
+    if scale is not None and scale not in SCALES:
+        raise UserError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
+    root = results_dir / "runs"
+    if not root.is_dir():
+        raise UserError(f"no runs in {results_dir}: the directory {root} does not exist")
+    if not (root / experiment).is_dir():
+        known = [child.name for child in root.iterdir() if child.is_dir()]
+        hint = nearest(experiment, known) if known else f"{root} is empty"
+        raise UserError(f"no runs of experiment {experiment!r} in {root}: {hint}")
+    runs: list[Run] = []
+    problems: list[str] = []
+    for path in _run_directories(root / experiment):
+        match = _DIRECTORY_NAME.fullmatch(path.name)
+        if match is None:
+            problems.append(f"{path}: not named <scale>-seed<seed>-<key>; not counted")
+            continue
+        if scale not in (None, match["scale"]) or (keys is not None and match["key"] not in keys):
+            continue
+        problems += _unknown_files(path)
+        missing = [name for name in REQUIRED_FILES if not (path / name).is_file()]
+        if missing:
+            problems.append(f"{path}: {', '.join(missing)} missing; not counted")
+            continue
+        runs.append(load_run(path))
+    runs.sort(key=lambda run: (run.optimizer, SCALES.index(run.scale), run.seed, run.key))
+    return RunSet(tuple(runs), tuple(problems))
+
+
+def load_run(path: Path) -> Run:
+    """Load one run directory.
+
+    Raises:
+        UserError: a file is missing or unreadable, or contradicts the directory's name.
+    """
+    meta = _read_json(path / "meta.json")
+    status = _read_json(path / "status.json")
+    if status.get("status") not in STATUSES:
+        value = str(status.get("status"))
+        raise UserError(f"{path / 'status.json'}: status {value!r}: {nearest(value, STATUSES)}")
+    identity = _identity(path, meta)
+    records, torn = read_metrics(path / "metrics.jsonl")
+    return Run(
+        path=path,
+        **identity,
+        status=status["status"],
+        message=str(status.get("message") or ""),
+        config=_read_yaml(path / "config.yaml"),
+        meta=meta,
+        steps=tuple(records["step"]),
+        epochs=tuple(records["epoch"]),
+        curvature=tuple(records["curvature"]),
+        torn=torn,
+    )
+
+
+def read_metrics(path: Path) -> tuple[dict[str, list[Record]], bool]:
+    """Read `metrics.jsonl`.
+
+    Returns:
+        The records by kind, and whether the last line was torn (it is then left out).
+
+    Raises:
+        UserError: a record before the last is not valid JSON, or any record breaks its contract.
+    """
+    records: dict[str, list[Record]] = {kind: [] for kind in REQUIRED_FIELDS}
+    if not path.is_file():
+        return records, False
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            # Only a line without its newline can be torn: every complete record ends with one.
+            if number == len(lines):
+                logger.warning("%s: line %d is torn and left out", path, number)
+                return records, True
+            raise UserError(f"{path}, line {number}: corrupt record ({error})") from error
+        _check_record(record, records, f"{path}, line {number}")
+        records[record["kind"]].append(record)
+    return records, False
+
+
+def _check_record(record: Any, before: dict[str, list[Record]], where: str) -> None:
+    """Raise `UserError` unless the record has its kind, its fields, numbers, and its order."""
+    if not isinstance(record, dict) or "kind" not in record:
+        raise UserError(f"{where}: corrupt record (an object with the field 'kind' is needed)")
+    kind = record["kind"]
+    if kind not in REQUIRED_FIELDS:
+        raise UserError(f"{where}: unknown kind {kind!r}: {nearest(str(kind), REQUIRED_FIELDS)}")
+    for name in REQUIRED_FIELDS[kind]:
+        if not isinstance(record.get(name), int | float):
+            raise UserError(f"{where}: record of kind {kind!r} has no number in {name!r}")
+    for name, value in record.items():
+        if name != "kind" and not (value is None or isinstance(value, int | float)):
+            raise UserError(f"{where}: {name!r} is {value!r}, a number or null is needed")
+    earlier = before[kind]
+    if kind == "epoch" and earlier and record["epoch"] <= earlier[-1]["epoch"]:
+        raise UserError(
+            f"{where}: epoch {record['epoch']} follows epoch {earlier[-1]['epoch']}; "
+            "each epoch may stand in the file once"
+        )
+
+
+def _identity(path: Path, meta: Record) -> dict[str, Any]:
+    """Key, experiment, optimizer, seed and scale; the path and `meta.json` must agree."""
+    match = _DIRECTORY_NAME.fullmatch(path.name)
+    if match is None or match["scale"] not in SCALES:
+        raise UserError(f"{path}: a run directory is named <scale>-seed<seed>-<key>")
+    named: dict[str, Any] = {
+        "key": match["key"],
+        "experiment": path.parent.parent.name,
+        "optimizer": path.parent.name,
+        "seed": int(match["seed"]),
+        "scale": match["scale"],
+    }
+    for name, value in named.items():
+        if meta.get(name) != value:
+            raise UserError(
+                f"{path / 'meta.json'}: {name} is {meta.get(name)!r}, "
+                f"but the directory's name says {value!r}"
+            )
+    return named
+
+
+def _run_directories(root: Path) -> Iterator[Path]:
+    for optimizer in sorted(root.iterdir()):
+        if optimizer.is_dir():
+            yield from sorted(child for child in optimizer.iterdir() if child.is_dir())
+
+
+def _unknown_files(path: Path) -> list[str]:
+    # A leading dot or a suffix .tmp is a file on its way to its name (atomic writing).
+    names = sorted(
+        child.name
+        for child in path.iterdir()
+        if child.name not in KNOWN_FILES
+        and not child.name.startswith(".")
+        and child.suffix not in (".tmp", ".log")
+    )
+    return [f"{path}: unknown file {', '.join(names)} (ignored)"] if names else []
+
+
+def _read_json(path: Path) -> Record:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, an object is needed")
+    return content
+
+
+def _read_yaml(path: Path) -> Record:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML ({reason})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, a mapping is needed")
+    return content
+
+
+# The C loader is ten times as fast and builds the same plain objects.
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -1,0 +1,315 @@
+"""Tables of one experiment at one scale: accuracy, target, cost, and ours beside the paper's.
+
+Every table exists as Markdown, as lines of CSV with bare numbers, and as text of at most 100
+columns. The scale stands in every row, because a number without its scale means nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from experiments.analysis import quantities
+from experiments.analysis.groups import Group, Results, display_name
+from experiments.analysis.measures import measure_named
+from experiments.analysis.statistics import Comparison, Estimate, compare
+from experiments.analysis.verdicts import Effect, Verdict
+
+TERMINAL_WIDTH = 100
+# What stands in `table.csv`, one block of columns per measure.
+CSV_MEASURES = (
+    "final_top1",
+    "best_top1",
+    "final_train_loss",
+    "steps_to_target",
+    "seconds_to_target",
+    "seconds_per_epoch",
+    "optimizer_share",
+    "peak_memory",
+)
+_SPEEDUPS = ("steps_to_target", "seconds_to_target")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: one line above it.
+        columns: headers.
+        rows: cells, one tuple a row.
+        widths: largest width of each column on a terminal, characters.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    widths: tuple[int, ...]
+
+    def markdown(self) -> str:
+        """The table as Markdown, with its title as a bold line."""
+        head = [self.columns, tuple("---" for _ in self.columns)]
+        lines = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+            for row in (*head, *self.rows)
+        ]
+        return f"**{self.title}**\n\n" + "\n".join(lines) + "\n"
+
+    def terminal(self) -> str:
+        """The table as text of at most `TERMINAL_WIDTH` columns; long cells are wrapped."""
+        body = tabulate(
+            self.rows,
+            headers=self.columns,
+            tablefmt="simple",
+            disable_numparse=True,
+            maxcolwidths=list(self.widths),
+            maxheadercolwidths=list(self.widths),
+        )
+        return f"{self.title}\n\n{body}\n"
+
+
+def result_tables(results: Results) -> tuple[Table, ...]:
+    """Accuracy, target and cost per optimizer; the intervals are Student's, 95 %."""
+    where = f"{results.experiment}, {results.scale} scale"
+    goal = f"target {results.target}" if results.target else "no common target"
+
+    def table(title: str, columns: Sequence[_Column], label_width: int = 14) -> Table:
+        rows = tuple(
+            (group.label, group.scale, str(len(group.ended)), *(c.cell(group) for c in columns))
+            for group in results.groups
+        )
+        headers = ("optimizer", "scale", "n", *(column.header for column in columns))
+        widths = (label_width, 7, 3, *(column.width for column in columns))
+        return Table(title, headers, rows, widths)
+
+    def estimated(header: str, measure: str, width: int = 16) -> _Column:
+        return _Column(header, width, lambda group: _estimate_cell(results, group, measure))
+
+    def speedup(header: str, measure: str) -> _Column:
+        return _Column(header, 18, lambda group: _speedup_cell(results, group, measure))
+
+    return (
+        table(
+            f"Accuracy and loss ({where}; mean ± half width of the 95 % t-interval)",
+            (
+                _Column("runs", 14, lambda group: group.status_counts),
+                estimated("final top-1, %", "final_top1"),
+                estimated("best top-1, %", "best_top1"),
+                estimated("final train loss", "final_train_loss"),
+            ),
+        ),
+        table(
+            f"Steps and seconds to the target ({where}; {goal})",
+            (
+                estimated("steps to target", "steps_to_target", 15),
+                estimated("seconds to target", "seconds_to_target", 15),
+                speedup("speed-up over SGD, steps", "steps_to_target"),
+                speedup("speed-up over SGD, seconds", "seconds_to_target"),
+            ),
+            label_width=12,
+        ),
+        table(
+            f"Cost ({where}; training seconds, evaluation excluded)",
+            (
+                estimated("seconds per epoch", "seconds_per_epoch"),
+                estimated("optimizer's share, %", "optimizer_share"),
+                estimated("peak memory", "peak_memory", 20),
+            ),
+        ),
+    )
+
+
+def comparison_table(verdicts: Sequence[Verdict], experiment: str) -> Table:
+    """The table `paper | ours | difference | verdict`, the scale of ours in its own column."""
+    rows = tuple(
+        (
+            verdict.claim.id,
+            f"{verdict.claim.place}: {_effect_in_words(verdict)}",
+            _paper_cell(verdict),
+            _ours_cell(verdict),
+            verdict.scale if verdict.effect else NOT_RUN_SCALE,
+            _difference_cell(verdict),
+            str(verdict),
+        )
+        for verdict in verdicts
+    )
+    columns = ("claim", "what", "paper", "ours", "scale", "difference", "verdict")
+    title = f"Paper and ours ({experiment})"
+    return Table(title, columns, rows, (17, 17, 11, 15, 7, 13, 12))
+
+
+NOT_RUN_SCALE = quantities.NOTHING
+
+
+def results_csv(all_results: Sequence[Results]) -> str:
+    """All numbers of the result tables, bare, with more digits; empty where there is none."""
+    header = ["experiment", "scale", "optimizer", "config", "n", "runs", "target"]
+    for measure in CSV_MEASURES:
+        header += [f"{measure}_{part}" for part in ("mean", "half_width", "median", "n", "misses")]
+    for measure in _SPEEDUPS:
+        header += [f"speedup_{measure}_{part}" for part in ("ratio", "low", "high", "reason")]
+    rows: list[list[object]] = []
+    for results in all_results:
+        for group in results.groups:
+            config = "; ".join(f"{key}={value}" for key, value in group.differs)
+            row: list[object] = [results.experiment, results.scale, group.optimizer, config]
+            row += [len(group.ended), group.status_counts, results.target or ""]
+            for measure in CSV_MEASURES:
+                value = estimate_of(results, group, measure)
+                median = value.median if value.n else None
+                row += [_bare(value.mean), _bare(value.half_width), _bare(median)]
+                row += [value.n, value.misses]
+            for measure in _SPEEDUPS:
+                ratio = speedup_over_sgd(results, group, measure)
+                bounds = ratio.interval if ratio else None
+                row += [_bare(ratio.centre if ratio else None)]
+                row += [
+                    _bare(bounds.low if bounds else None),
+                    _bare(bounds.high if bounds else None),
+                ]
+                row += [ratio.reason if ratio else "no single group of SGD"]
+            rows.append(row)
+    return write_csv(header, rows)
+
+
+def comparison_csv(verdicts: Sequence[Verdict]) -> str:
+    """The comparison with bare numbers, the margin and the rule beside them."""
+    header = ["claim", "row", "paper", "place", "statement", "experiment", "metric", "kind"]
+    header += ["optimizer", "reference", "printed", "printed_spread", "printed_n", "rule", "margin"]
+    header += ["scale", "n", "ours", "low", "high", "difference", "verdict", "reason", "command"]
+    rows: list[list[object]] = []
+    for verdict in verdicts:
+        claim, printed, effect = verdict.claim, verdict.claim.printed, verdict.effect
+        bounds = effect.interval if effect else None
+        row: list[object] = [claim.id, claim.row, claim.paper, claim.place, claim.statement]
+        row += [claim.experiment, claim.metric, claim.kind, claim.optimizer, claim.reference or ""]
+        row += [
+            _bare(printed.value if printed else None),
+            _bare(printed.spread if printed else None),
+        ]
+        row += [(printed.n if printed else None) or "", claim.rule, _bare(claim.margin)]
+        row += [verdict.scale if effect else "", effect.n if effect else 0]
+        row += [_bare(effect.centre if effect else None)]
+        row += [_bare(bounds.low if bounds else None), _bare(bounds.high if bounds else None)]
+        row += [_bare(_difference(verdict)), verdict.outcome, verdict.reason, verdict.command]
+        rows.append(row)
+    return write_csv(header, rows)
+
+
+def estimate_of(results: Results, group: Group, measure: str) -> Estimate:
+    """A measure of all seeds of a group."""
+    return Estimate(tuple(results.values(group, measure).values()))
+
+
+def speedup_over_sgd(results: Results, group: Group, measure: str) -> Comparison | None:
+    """SGD's time over the group's, paired by seed; None without exactly one group of SGD."""
+    baseline = results.baseline()
+    if baseline is None:
+        return None
+    return compare(
+        results.values(baseline, measure), results.values(group, measure), logarithmic=True
+    )
+
+
+def write_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """CSV text with Unix line ends."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    width: int
+    cell: Callable[[Group], str]
+
+
+def _estimate_cell(results: Results, group: Group, measure: str) -> str:
+    function = measure_named(measure)
+    value = estimate_of(results, group, measure)
+    return quantities.estimate(value, function.kind, ended=len(group.ended))
+
+
+def _speedup_cell(results: Results, group: Group, measure: str) -> str:
+    if results.target is None:
+        return quantities.NOTHING
+    if results.baseline() is group:
+        return "1 (by definition)"
+    ratio = speedup_over_sgd(results, group, measure)
+    if ratio is None:
+        count = len(results.of_optimizer("sgd"))
+        return "no SGD run" if count == 0 else "several SGD configs"
+    return quantities.comparison(ratio, "ratio")
+
+
+def _effect_in_words(verdict: Verdict) -> str:
+    claim = verdict.claim
+    metric = claim.metric.replace("_", " ").replace("top1", "top-1")
+    subject = display_name(claim.optimizer)
+    if claim.reference is None:
+        return f"{metric}, {subject}"
+    reference = display_name(claim.reference)
+    if claim.kind == "ratio":
+        return f"{metric}, {subject} / {reference}"
+    if claim.kind == "speedup":
+        return f"{metric}, {reference} / {subject}"
+    return f"{metric}, {subject} {quantities.MINUS} {reference}"
+
+
+def _kind(verdict: Verdict) -> str:
+    if verdict.claim.kind in ("ratio", "speedup"):
+        return "ratio"
+    return measure_named(verdict.claim.metric).kind
+
+
+def _paper_cell(verdict: Verdict) -> str:
+    claim = verdict.claim
+    sign = {"within": "", "above": "above ", "below": "below "}[claim.rule]
+    if claim.printed is None:
+        return f"{sign}{1 if claim.kind in ('ratio', 'speedup') else 0}"
+    n = f" (n = {claim.printed.n})" if claim.printed.n else ""
+    return f"{sign}{claim.printed}{n}".replace("-", quantities.MINUS)
+
+
+def _ours_cell(verdict: Verdict) -> str:
+    effect = verdict.effect
+    if effect is None:
+        return quantities.NOTHING
+    if effect.centre is None:
+        return effect.reason
+    kind = _kind(verdict)
+    bounds = _without_interval(effect) or quantities.interval(effect.interval, kind)
+    return f"{quantities.number(effect.centre, kind)} {bounds}"
+
+
+def _without_interval(effect: Effect) -> str:
+    return f"(n = {effect.n}, no interval)" if effect.interval is None else ""
+
+
+def _difference(verdict: Verdict) -> float | None:
+    """Ours minus the printed effect; None without either."""
+    effect, printed = verdict.effect, verdict.claim.printed
+    if effect is None or effect.centre is None or printed is None:
+        return None
+    return effect.centre - printed.value
+
+
+def _difference_cell(verdict: Verdict) -> str:
+    difference = _difference(verdict)
+    if difference is None:
+        return quantities.NOTHING
+    allowed = f"{verdict.claim.margin:g}"
+    sign = {"within": "±", "above": quantities.MINUS, "below": "+"}[verdict.claim.rule]
+    return f"{quantities.signed(difference, _kind(verdict))} (allowed {sign}{allowed})"
+
+
+def _bare(value: float | None) -> str:
+    """Six significant digits; empty for None; inf stays inf (CSV readers know it)."""
+    return "" if value is None else f"{value:.6g}"

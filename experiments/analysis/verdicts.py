@@ -1,0 +1,192 @@
+"""A verdict is a function of run files and of a claim that was written down before the run.
+
+The effect of a claim has an interval over seeds. The claim allows a zone:
+
+* `within`: printed value ± margin (bounds included);
+* `above`: everything above printed value - margin (bound excluded; printed value 0 or, for a
+  ratio, 1 where the paper prints no number);
+* `below`: everything below printed value + margin (bound excluded).
+
+Interval inside the zone: *reproduced*. Interval outside: *not reproduced*. Otherwise, or without an
+interval: *inconclusive*. No runs that may judge the claim: *not run*, with the command that would
+settle it. A verdict carries the scale of its runs, and speaks for no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.analysis.claims import Claim
+from experiments.analysis.groups import Group, Results, display_name
+from experiments.analysis.statistics import Estimate, Interval, compare
+
+Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What our runs say about the effect of a claim.
+
+    Attributes:
+        centre: mean effect (geometric mean of a ratio); None if not computable.
+        interval: of the mean; None if there is none.
+        n: number of runs, or of pairs of runs, in it.
+        reason: why something is not computable, or which runs did not enter.
+    """
+
+    centre: float | None
+    interval: Interval | None
+    n: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one claim at one scale.
+
+    Attributes:
+        claim: the claim.
+        scale: of the runs it was judged by.
+        outcome: reproduced, not reproduced, inconclusive or not run.
+        effect: ours; None without runs.
+        reason: why, where the outcome alone does not say it.
+        command: what would settle it; "" if it is settled.
+    """
+
+    claim: Claim
+    scale: str
+    outcome: Outcome
+    effect: Effect | None
+    reason: str
+    command: str
+
+    def __str__(self) -> str:
+        if self.outcome == "not run":
+            return "not run" if self.scale == "full" else f"not run (shown: {self.scale} scale)"
+        return self.outcome if self.scale == "full" else f"{self.outcome} at {self.scale} scale"
+
+
+def zone_of(claim: Claim) -> Interval:
+    """The effects the claim allows."""
+    neutral = 1.0 if claim.kind in ("ratio", "speedup") else 0.0
+    printed = neutral if claim.printed is None else claim.printed.value
+    low = -math.inf if claim.rule == "below" else _decimal(printed - claim.margin)
+    high = math.inf if claim.rule == "above" else _decimal(printed + claim.margin)
+    return Interval(low, high)
+
+
+def decide(interval: Interval | None, zone: Interval, rule: str) -> Outcome:
+    """Compare an interval with the zone a claim allows.
+
+    Args:
+        interval: of the effect; None gives inconclusive.
+        zone: what the claim allows.
+        rule: within, above or below.
+    """
+    if interval is None:
+        return "inconclusive"
+    if rule == "above":  # a tie is not above
+        if interval.low > zone.low:
+            return "reproduced"
+        return "not reproduced" if interval.high <= zone.low else "inconclusive"
+    if rule == "below":
+        if interval.high < zone.high:
+            return "reproduced"
+        return "not reproduced" if interval.low >= zone.high else "inconclusive"
+    if zone.low <= interval.low and interval.high <= zone.high:
+        return "reproduced"
+    outside = interval.high < zone.low or interval.low > zone.high
+    return "not reproduced" if outside else "inconclusive"
+
+
+def judge(claim: Claim, results: Results | None) -> Verdict:
+    """Judge one claim by the runs of one scale.
+
+    Args:
+        claim: the claim.
+        results: the runs of its experiment at one scale; None if there are none at any.
+    """
+    command = claim.settled_by()
+    if results is None:
+        return Verdict(claim, "full", "not run", None, "no runs", command)
+    groups: list[Group] = []
+    for optimizer in (name for name in (claim.optimizer, claim.reference) if name):
+        candidates = [group for group in results.of_optimizer(optimizer) if group.ended]
+        scale_command = claim.settled_by(_judging_scale(claim, results.scale))
+        if not candidates:
+            reason = f"no ended run of {display_name(optimizer)}"
+            return Verdict(claim, results.scale, "not run", None, reason, scale_command)
+        if len(candidates) > 1:
+            keys = ", ".join(key for key, _ in candidates[0].differs)
+            reason = f"{display_name(optimizer)} was run under several configs ({keys})"
+            return Verdict(claim, results.scale, "inconclusive", None, reason, "")
+        groups.append(candidates[0])
+    effect = _effect(claim, results, groups)
+    if results.scale not in claim.judged_at:
+        reason = f"judged by runs at {' or '.join(claim.judged_at)} scale only"
+        return Verdict(claim, results.scale, "not run", effect, reason, command)
+    outcome = decide(effect.interval, zone_of(claim), claim.rule)
+    open_command = "" if results.scale == "full" and outcome != "inconclusive" else command
+    return Verdict(claim, results.scale, outcome, effect, effect.reason, open_command)
+
+
+def judge_experiment(
+    claims: Sequence[Claim], experiment: str, results: Sequence[Results]
+) -> tuple[Verdict, ...]:
+    """Judge every claim of an experiment at every scale that has runs.
+
+    Args:
+        claims: the registry.
+        experiment: name of the experiment.
+        results: its runs, one entry per scale; may be empty.
+    """
+    own = [claim for claim in claims if claim.experiment == experiment]
+    return tuple(judge(claim, entry) for entry in (results or (None,)) for claim in own)
+
+
+def _judging_scale(claim: Claim, scale: str) -> str:
+    return scale if scale in claim.judged_at else claim.judged_at[0]
+
+
+def _effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:
+    values = [results.values(group, claim.metric) for group in groups]
+    if claim.kind == "value":
+        return _effect_of_value(claim, values[0], len(groups[0].ended))
+    if claim.kind == "speedup":
+        values.reverse()
+    logarithmic = claim.kind in ("ratio", "speedup")
+    comparison = compare(values[0], values[1], logarithmic=logarithmic)
+    reason = comparison.reason
+    if comparison.unpaired:
+        seeds = ", ".join(map(str, comparison.unpaired))
+        reason = "; ".join(filter(None, (reason, f"seed {seeds} on one side only, left out")))
+    interval = comparison.interval
+    if claim.deterministic and interval is None and comparison.centre is not None:
+        interval = Interval(comparison.centre, comparison.centre)
+    return Effect(comparison.centre, interval, len(comparison.seeds), reason)
+
+
+def _effect_of_value(claim: Claim, values: dict[int, float], ended: int) -> Effect:
+    estimate = Estimate(tuple(values.values()))
+    interval = estimate.interval
+    reason = ""
+    if estimate.n == 0:
+        reason = "no run has this value"
+    elif estimate.misses:
+        reason = f"mean not computable: {estimate.misses} of {estimate.n} without a value"
+    elif estimate.n == 1 and claim.deterministic:
+        interval = Interval(estimate.values[0], estimate.values[0])
+    elif estimate.n == 1:
+        reason = "n = 1, no interval"
+    if estimate.n < ended:
+        left_out = f"{ended - estimate.n} of {ended} ended runs have no value"
+        reason = "; ".join(filter(None, (reason, left_out)))
+    return Effect(estimate.mean, interval, estimate.n, reason)
+
+
+def _decimal(value: float) -> float:
+    """Undo binary rounding, so that 94.1 - 0.3 is the 93.8 of the claim."""
+    return round(value, 9)
