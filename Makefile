@@ -1,0 +1,49 @@
+# Every target with a line of help: make help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint format bench bench-optimizer readme clean
+
+help: ## show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[suite,dev]'
+	@touch $@
+
+install: $(STAMP) ## make .venv and install everything under the pins of constraints.txt
+
+demo: $(STAMP) ## train SGD, Adam, SLIM-QN and mL-BFGS on handwritten digits, 3 seeds each, and judge (about 2 minutes)
+	$(BIN)/python -m experiments.reproduce digits_mlp --results-dir results/demo
+
+test: lint ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP) ## the tests that take less than ten seconds each
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-optimizer ## all benchmarks
+
+bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 5 minutes)
+	$(BIN)/python -m experiments.benchmarks.optimizer_step
+
+readme: $(STAMP) ## put the committed tables into README.md
+	$(BIN)/python -m experiments.analysis.readme
+
+clean: ## remove the environment, caches and the demo's results
+	rm -rf $(VENV) results/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
