@@ -1,0 +1,186 @@
+"""From command-line overrides to a composed config, with Hydra's complaints in one line.
+
+Hydra says what went wrong in several lines, with its search path and with advice that is wrong here
+("to append to your config use +..." for a misspelt key). `explained` says the same in one line with
+the nearest valid name. Both entry points, `train` and `reproduce`, compose through this module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import (
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from experiments.errors import UserError, nearest
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+CONFIG_NAME = "train"
+
+# What composing can raise because of what the user wrote, on the command line or in a config file.
+# Hydra raises a plain ValueError for `optimizer=null` and its like.
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose the config of one run, as `python -m experiments.train <overrides>` would.
+
+    Args:
+        overrides: Hydra overrides: `group=option` and `key=value`.
+
+    Raises:
+        UserError: a name, a key or a value will not do.
+    """
+    try:
+        return _compose(overrides)
+    except COMPOSITION_ERRORS as error:
+        raise UserError(explained(error, overrides)) from error
+
+
+def options(group: str) -> list[str]:
+    """Names of the configs of a group, such as `optimizer`."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+def recipe_note(config: DictConfig) -> str | None:
+    """Say that the optimizer's settings come from no recipe, where that is so.
+
+    Args:
+        config: a composed config.
+    """
+    if config.experiment.get("recipe") is not None:
+        return None
+    experiment, optimizer = config.experiment.name, config.optimizer.name
+    return (
+        f"experiment {experiment} has no recipe for optimizer {optimizer}: it runs with the values"
+        f" of configs/optimizer/{optimizer}.yaml and of the command line"
+    )
+
+
+def explained(error: Exception, overrides: Sequence[str]) -> str:
+    """Say in one line what was wrong with a config or an override, and what would do.
+
+    Args:
+        error: one of `COMPOSITION_ERRORS`.
+        overrides: the overrides that led to it.
+    """
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write key=value or group=option, with no spaces"
+    if isinstance(error, MissingConfigException):
+        return _missing_config(error)
+    if isinstance(error, YAMLError):
+        return f"a config file is no valid YAML: {_one_line(error)}"
+    message = str(error) or str(error.__cause__)
+    for pattern, explain in _EXPLANATIONS:
+        found = re.search(pattern, message)
+        if found:
+            return explain(found, overrides)
+    cause = f" ({_one_line(error.__cause__)})" if str(error) and error.__cause__ else ""
+    return f"the config does not compose: {_one_line(message)}{cause}"
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    # A sweep calls this from inside a Hydra run, whose own state must come back afterwards.
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_DIR), version_base="1.3"):
+            return compose(CONFIG_NAME, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _missing_config(error: MissingConfigException) -> str:
+    wanted = str(error.missing_cfg_file or "")
+    group, _, name = wanted.rpartition("/")
+    if group.startswith("experiment/scale/"):
+        experiment = group.removeprefix("experiment/scale/")
+        valid = options("experiment")
+        if experiment not in valid:
+            return f"experiment={experiment} does not exist; {nearest(experiment, valid)}"
+        return (
+            f"experiment={experiment} has no scale={name}: configs/{wanted}.yaml does not exist;"
+            f" {nearest(name, options(group))}"
+        )
+    if group:
+        return f"{group}={name} does not exist; {nearest(name, options(group))}"
+    return f"config file {wanted!r} does not exist: {_one_line(error)}"
+
+
+def _unknown_key(found: re.Match[str], overrides: Sequence[str]) -> str:
+    """Name the keys that stand beside a key that does not exist."""
+    key = found["key"]
+    config = _without(key, overrides)
+    if config is None:
+        return f"{key} is no key of the config"
+    known, parent = config, ""
+    for part in key.split("."):
+        if not OmegaConf.is_dict(known) or part not in known:
+            break
+        parent = f"{parent}.{part}" if parent else part
+        known = known[part]
+    if not OmegaConf.is_dict(known):
+        return f"{key} is no key of the config: {parent}={known} has no keys below it"
+    wrong = key.removeprefix(f"{parent}.") if parent else key
+    where = f"below {parent}" if parent else "at the top"
+    return (
+        f"{key} is no key of the config; {where}: "
+        f"{nearest(wrong.split('.')[0], [str(name) for name in known])}"
+    )
+
+
+def _without(key: str, overrides: Sequence[str]) -> DictConfig | None:
+    """Compose with the overrides that do not touch `key`, to see which keys there are."""
+    others = [item for item in overrides if item.lstrip("+~").split("=", 1)[0] != key]
+    # Of a swept value any will do; of a swept group the first option.
+    singles = [re.sub(r"=([^,\[\]{}()'\"]+),.*", r"=\1", item) for item in others]
+    try:
+        return _compose(singles)
+    except COMPOSITION_ERRORS:
+        return None
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+_EXPLANATIONS = (
+    (
+        r"Could not override '(?P<key>[^']+)'\.\s*No match in the defaults list",
+        lambda found, _: f"{found['key']} is no config group; {nearest(found['key'], _groups())}",
+    ),
+    (r"Could not override '(?P<key>[^']+)'", _unknown_key),
+    (
+        r"Could not delete from config\. '(?P<key>[^']+)' does not exist",
+        _unknown_key,
+    ),
+    (
+        r"Could not append to config\. An item is already at '(?P<key>[^']+)'",
+        lambda found, _: f"{found['key']} is set already: write {found['key']}=... without the +",
+    ),
+    (
+        r"Ambiguous value for argument '(?P<item>[^']+)'",
+        lambda found, _: (
+            f"{found['item']} names several values: add -m for one run each, or write"
+            " key=[a,b] for a list"
+        ),
+    ),
+    (
+        r"Sweep parameters '(?P<item>[^']+)' requires",
+        lambda found, _: f"{found['item']} names several values: add -m for one run each",
+    ),
+)

@@ -1,0 +1,302 @@
+"""Which runs a comparison needs, which of them exist; runs the missing ones, then judges.
+
+    python -m experiments.reproduce digits_mlp --seeds 0,1,2
+    python -m experiments.reproduce cifar10_resnet18 --optimizers sgd,mlbfgs --scale reduced --plan
+
+What is finished is found by its run key and not repeated, so the same command, typed again, goes on
+where a killed one was. A run that diverges is a result; one that crashes is reported and does not
+keep the others from running.
+
+Exit code 0: all runs ended and were judged; 1: a run crashed; 2: something that the user wrote will
+not do, told in one line; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.composition import CONFIG_DIR, compose_config, options, recipe_note
+from experiments.errors import UserError, nearest
+from experiments.launch import Outcome, finished_outcome, freeze
+from experiments.pool import WorkerPool
+from experiments.progress import Progress
+from experiments.run_directory import read_status
+from experiments.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+# The papers' order in tables: the baselines, the first paper's optimizer, the second's.
+_ORDER = ("sgd", "adam", "adamw", "slimqn", "mlbfgs")
+
+# Overrides that would make the runs others than the options say, and what to write instead.
+_OPTION_OF = {
+    "experiment": "the first argument",
+    "optimizer": "--optimizers",
+    "seed": "--seeds",
+    "scale": "--scale",
+    "results_dir": "--results-dir",
+}
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The runs of one comparison.
+
+    Attributes:
+        experiment: name of the experiment.
+        optimizers: options of the config group `optimizer`.
+        seeds: one run each per optimizer.
+        scale: full, reduced or smoke.
+        results_dir: where `runs/` and `summary/` are.
+        overrides: further Hydra overrides, the same for all runs.
+    """
+
+    experiment: str
+    optimizers: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scale: str
+    results_dir: Path
+    overrides: tuple[str, ...] = ()
+
+    def arguments(self, optimizer: str, seed: int) -> list[str]:
+        """Hydra overrides of one run, without the results directory."""
+        return [
+            f"experiment={self.experiment}",
+            f"optimizer={optimizer}",
+            f"scale={self.scale}",
+            f"seed={seed}",
+            *self.overrides,
+        ]
+
+    def compose(self) -> list[RunSpec]:
+        """Compose every run, seed by seed, so that a part of a campaign compares as well.
+
+        Raises:
+            UserError: a name, a key or a value will not do.
+        """
+        specs = []
+        for seed in self.seeds:
+            for optimizer in self.optimizers:
+                config = compose_config(self.arguments(optimizer, seed))
+                # Set here and not as an override: a path may hold what Hydra's grammar reserves.
+                config.results_dir = str(self.results_dir)
+                note = recipe_note(config)
+                if note is not None and seed == self.seeds[0]:
+                    logger.warning(note)
+                specs.append(RunSpec.from_config(config))
+        return specs
+
+    @property
+    def summary_dir(self) -> Path:
+        """Where the judgement of this experiment goes."""
+        return self.results_dir / "summary" / self.experiment
+
+
+def optimizers_with_recipe(experiment: str) -> tuple[str, ...]:
+    """The optimizers whose settings an experiment has, in the papers' order."""
+    found = {path.stem for path in (CONFIG_DIR / "experiment/recipe" / experiment).glob("*.yaml")}
+    ordered = [name for name in _ORDER if name in found]
+    return (*ordered, *sorted(found.difference(ordered)))
+
+
+def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
+    """Run what is not finished, and say what became of every run.
+
+    Args:
+        specs: the runs.
+        jobs: processes side by side; each gets its share of the cores.
+
+    Returns:
+        One outcome per run, those that were finished before first.
+
+    Raises:
+        UserError: the directory of a run cannot be used.
+    """
+    outcomes, missing = [], []
+    for spec in specs:
+        finished = finished_outcome(spec)
+        if finished is None:
+            missing.append(spec)
+        else:
+            outcomes.append(finished)
+    if not missing:
+        return outcomes
+    for spec in missing:
+        freeze(spec)
+    threads = None if jobs == 1 else max(1, available_cores() // jobs)
+    progress = Progress(missing, finished_before=len(outcomes))
+    with WorkerPool(min(jobs, len(missing)), threads) as pool:
+        for report in pool.outcomes([spec.directory for spec in missing]):
+            if isinstance(report, Outcome):
+                outcomes.append(report)
+                progress.ended(report)
+            else:
+                progress.show(report)
+    return outcomes
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what follows the command's name; that of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command = _parser().parse_intermixed_args(arguments)
+    try:
+        campaign = _campaign(command)
+        specs = campaign.compose()
+        if command.status:
+            print(status_table(campaign, specs))
+            return 0
+        if command.plan:
+            print(plan_text(campaign, specs))
+            return 0
+        outcomes = run_missing(specs, jobs=command.jobs)
+        return _report(campaign, outcomes)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; what is finished stays, and the same command goes on from the last"
+            " checkpoints",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def status_table(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
+    """How far every run is, a line each."""
+    lines = [_headline(campaign, specs)]
+    for spec in specs:
+        status = read_status(spec.directory)
+        state = "missing" if status is None else status.status
+        epoch = 0 if status is None else status.epoch
+        note = "" if status is None or not status.message else f"  ({status.message})"
+        lines.append(
+            f"  {state:<9} epoch {epoch:>3}/{spec.config.train.epochs:<3} {spec.directory}{note}"
+        )
+    return "\n".join(lines)
+
+
+def plan_text(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
+    """The commands that would run what is missing, a line each."""
+    lines = [_headline(campaign, specs)]
+    pairs = [(name, seed) for seed in campaign.seeds for name in campaign.optimizers]
+    for spec, (optimizer, seed) in zip(specs, pairs, strict=True):
+        if finished_outcome(spec) is None:
+            arguments = campaign.arguments(optimizer, seed)
+            arguments.append(f"results_dir={campaign.results_dir}")
+            lines.append(f"  {shlex.join(['python', '-m', 'experiments.train', *arguments])}")
+    return "\n".join(lines)
+
+
+def _headline(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
+    finished = sum(finished_outcome(spec) is not None for spec in specs)
+    return (
+        f"{campaign.experiment}, scale {campaign.scale}, in {campaign.results_dir}: "
+        f"{len(specs)} runs, {finished} finished, {len(specs) - finished} to run"
+    )
+
+
+def _report(campaign: Campaign, outcomes: Sequence[Outcome]) -> int:
+    """Judge what there is, print it, and turn the outcomes into an exit code."""
+    failed = [outcome for outcome in outcomes if outcome.status in ("crashed", "refused")]
+    if len(failed) < len(outcomes):
+        # Imported here because it loads the plotting library.
+        from experiments.analysis.summary import summarise
+
+        summary = summarise(campaign.results_dir, campaign.experiment, campaign.summary_dir)
+        print(f"\n{summary.terminal()}\n")
+        for path in summary.paths:
+            print(path)
+    for message in dict.fromkeys(outcome.message for outcome in failed):
+        affected = [outcome for outcome in failed if outcome.message == message]
+        print(f"error: {message} ({len(affected)} of {len(outcomes)} runs)", file=sys.stderr)
+    statuses = {outcome.status for outcome in failed}
+    return 1 if "crashed" in statuses else 2 if "refused" in statuses else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reproduce",
+        description="Run what is missing of one experiment, then judge it.",
+    )
+    parser.add_argument("experiment", help=f"one of {', '.join(options('experiment'))}")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all runs: key=value")
+    parser.add_argument("--optimizers", help="comma-separated; default: all that have a recipe")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default: 0,1,2")
+    parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--plan", action="store_true", help="print the missing runs' commands")
+    shown.add_argument("--status", action="store_true", help="print how far each run is")
+    return parser
+
+
+def _campaign(arguments: argparse.Namespace) -> Campaign:
+    """Check the command line.
+
+    Raises:
+        UserError: a name or a number will not do.
+    """
+    if arguments.experiment not in options("experiment"):
+        raise UserError(
+            f"experiment {arguments.experiment!r} does not exist; "
+            f"{nearest(arguments.experiment, options('experiment'))}"
+        )
+    if arguments.jobs < 1:
+        raise UserError(f"--jobs {arguments.jobs} must be at least 1")
+    for item in arguments.overrides:
+        key = item.lstrip("+~").split("=", 1)[0]
+        if key in _OPTION_OF:
+            raise UserError(f"{item}: write {_OPTION_OF[key]} instead of this override")
+    optimizers = optimizers_with_recipe(arguments.experiment)
+    if arguments.optimizers is not None:
+        optimizers = tuple(_split(arguments.optimizers, "--optimizers"))
+    return Campaign(
+        experiment=arguments.experiment,
+        optimizers=optimizers,
+        seeds=_seeds(arguments.seeds),
+        scale=arguments.scale,
+        results_dir=arguments.results_dir,
+        overrides=tuple(arguments.overrides),
+    )
+
+
+def _split(text: str, option: str) -> list[str]:
+    """Split a comma-separated list and refuse an empty or a double entry."""
+    entries = [entry.strip() for entry in text.split(",")]
+    if "" in entries or len(set(entries)) < len(entries):
+        raise UserError(f"{option} {text!r} must be a comma-separated list, each entry once")
+    return entries
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    entries = _split(text, "--seeds")
+    if not all(entry.isdecimal() for entry in entries):
+        raise UserError(f"--seeds {text!r} must be whole numbers of at least 0: 0,1,2")
+    return tuple(int(entry) for entry in entries)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
