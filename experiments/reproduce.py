@@ -95,8 +95,8 @@ class Campaign:
 
     @property
     def summary_dir(self) -> Path:
-        """Where the judgement of this experiment goes."""
-        return self.results_dir / "summary" / self.experiment
+        """Where the judgement goes; one folder for each scale, since scales are never mixed."""
+        return self.results_dir / "summary" / f"{self.experiment}-{self.scale}"
 
 
 def optimizers_with_recipe(experiment: str) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(plan_text(campaign, specs))
             return 0
         outcomes = run_missing(specs, jobs=command.jobs)
-        return _report(campaign, outcomes)
+        return _report(campaign, specs, outcomes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -217,14 +217,20 @@ def _headline(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
     )
 
 
-def _report(campaign: Campaign, outcomes: Sequence[Outcome]) -> int:
+def _report(campaign: Campaign, specs: Sequence[RunSpec], outcomes: Sequence[Outcome]) -> int:
     """Judge what there is, print it, and turn the outcomes into an exit code."""
     failed = [outcome for outcome in outcomes if outcome.status in ("crashed", "refused")]
     if len(failed) < len(outcomes):
         # Imported here because it loads the plotting library.
         from experiments.analysis.summary import summarise
 
-        summary = summarise(campaign.results_dir, campaign.experiment, campaign.summary_dir)
+        summary = summarise(
+            campaign.results_dir,
+            campaign.experiment,
+            campaign.summary_dir,
+            scale=campaign.scale,
+            keys={spec.key for spec in specs},
+        )
         print(f"\n{summary.terminal()}\n")
         for path in summary.paths:
             print(path)
