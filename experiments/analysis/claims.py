@@ -14,7 +14,7 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,32 @@ class Claim:
 
     def settled_by(self, scale: str = "full") -> str:
         """The command whose runs would settle the claim."""
-        if self.command:
-            return self.command
-        optimizers = [name for name in (self.reference, self.optimizer) if name]
-        return (
-            f"python -m experiments.reproduce {self.experiment} "
-            f"--optimizers {','.join(optimizers)} --seeds 0,1,2 --scale {scale}"
-        )
+        return self.command or _reproduce(self.experiment, self.optimizers, scale)
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """The optimizers it speaks of, the reference first."""
+        return tuple(name for name in (self.reference, self.optimizer) if name)
+
+
+def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str, ...]:
+    """The fewest commands that would settle all of the claims: one per experiment."""
+    optimizers: dict[str, dict[str, None]] = {}
+    own = []
+    for claim in claims:
+        if claim.command:
+            own.append(claim.command)
+        else:
+            optimizers.setdefault(claim.experiment, {}).update(dict.fromkeys(claim.optimizers))
+    runs = [_reproduce(name, tuple(needed), scale) for name, needed in optimizers.items()]
+    return (*runs, *dict.fromkeys(own))
+
+
+def _reproduce(experiment: str, optimizers: Sequence[str], scale: str) -> str:
+    return (
+        f"python -m experiments.reproduce {experiment} "
+        f"--optimizers {','.join(optimizers)} --seeds 0,1,2 --scale {scale}"
+    )
 
 
 def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:

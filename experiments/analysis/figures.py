@@ -119,10 +119,12 @@ def curvature_figure(results: Results) -> Figure | None:
     for group in groups:
         steps, median, _, _ = trace(group.ended, "mu_damped")
         if steps.size:
-            grid[0][0].plot(steps, median, color="black", linewidth=0.9, linestyle=(0, (2, 2)))
-    grid[1][0].set_ylim(top=1.03)
+            colour = look(group.optimizer).colour
+            grid[0][0].plot(steps, median, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)))
+    # The cosine is shown from 0 on: how near to 1 it lies is the point of the panel.
+    grid[1][0].set_ylim(bottom=min(0.0, grid[1][0].get_ylim()[0]), top=1.03)
     caption = (
-        "line: median over blocks and seeds; band: smallest to largest; dashed: μ after damping"
+        "line: median over blocks and seeds; band: smallest to largest; dotted: μ after damping"
     )
     _finish(figure, _title(results, groups), caption, grid[0][0])
     return figure
@@ -220,7 +222,7 @@ def _title(results: Results, groups: Sequence[Group]) -> str:
 def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:
     figure.suptitle(title, fontsize=11)
     handles, labels = panel.get_legend_handles_labels()
-    columns = min(len(handles), 4) or 1
+    columns = max(1, min(len(handles), 4 if max(map(len, labels), default=0) < 24 else 2))
     if handles:
         figure.legend(
             handles,

@@ -73,7 +73,8 @@ class Group:
         name = display_name(self.optimizer)
         if not self.differs:
             return name
-        return f"{name} [{', '.join(f'{key}={value}' for key, value in self.differs)}]"
+        settings = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.differs)
+        return f"{name} [{settings}]"
 
     @property
     def ended(self) -> tuple[Run, ...]:

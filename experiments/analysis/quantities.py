@@ -6,7 +6,6 @@ One place decides the digits, so that a table, a figure and a sentence show the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from experiments.analysis.statistics import Comparison, Estimate, Interval
 
@@ -19,32 +18,33 @@ def number(value: float, kind: str) -> str:
 
     Args:
         value: finite or infinite.
-        kind: percent | loss | count | seconds | bytes | ratio | plain.
+        kind: percent | loss | count | seconds | bytes (printed in MiB) | ratio | plain.
     """
     if math.isinf(value):
         return "none" if value < 0 else "never"
-    return _PRINTERS[kind](value).replace("-", MINUS)
+    return _print(value, kind, _decimals(value, kind))
 
 
-def estimate(value: Estimate, kind: str, *, ended: int | None = None) -> str:
+def estimate(
+    value: Estimate, kind: str, *, ended: int | None = None, infinite: str = "miss"
+) -> str:
     """Print mean ± half width, or say in words why there is none.
 
     Args:
         value: the estimate.
         kind: as in `number`.
         ended: number of ended runs, where it may be larger than that of the values.
+        infinite: the word for an infinite value.
     """
     if value.n == 0:
         return NOTHING
-    if value.misses == value.n:
-        return f"miss {value.misses}/{value.n}"
     if value.misses and value.median is not None:
+        missed = f"{infinite} {value.misses}/{value.n}"
         if math.isinf(value.median):
-            return f"miss {value.misses}/{value.n}"
-        return f"median {number(value.median, kind)}, miss {value.misses}/{value.n}"
+            return missed
+        return f"median {number(value.median, kind)}, {missed}"
     assert value.mean is not None
-    text = number(value.mean, kind)
-    text += f" ± {number(value.half_width, kind)}" if value.half_width is not None else " (n = 1)"
+    text = _mean(value.mean, value.half_width, kind)
     if ended is not None and 1 < value.n < ended:
         text += f" (n = {value.n})"
     return text
@@ -75,22 +75,28 @@ def signed(value: float, kind: str) -> str:
     return text if text.startswith(MINUS) else f"+{text}"
 
 
-def _loss(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}"
+def _mean(mean: float, half_width: float | None, kind: str) -> str:
+    """Mean ± half width with the same number of decimals."""
+    decimals = _decimals(mean, kind)
+    if half_width is None:
+        return f"{_print(mean, kind, decimals)} (n = 1)"
+    if half_width > 0 and kind == "loss":
+        # A small spread is shown as small, not as zero: one digit of it at least, two at most
+        # beyond the usual ones.
+        decimals = min(max(decimals, -math.floor(math.log10(half_width))), decimals + 2)
+    return f"{_print(mean, kind, decimals)} ± {_print(half_width, kind, decimals)}"
 
 
-def _seconds(value: float) -> str:
-    if abs(value) < 10:
-        return f"{value:.2f}"
-    return f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+def _print(value: float, kind: str, decimals: int) -> str:
+    scaled = value / 2**20 if kind == "bytes" else value
+    text = f"{scaled:.4g}" if kind == "plain" else f"{scaled:.{decimals}f}"
+    return text.replace("-", MINUS)
 
 
-_PRINTERS: dict[str, Callable[[float], str]] = {
-    "percent": lambda value: f"{value:.2f}",
-    "loss": _loss,
-    "count": lambda value: f"{value:.0f}",
-    "seconds": _seconds,
-    "bytes": lambda value: f"{value / 2**20:.0f} MiB",
-    "ratio": lambda value: f"{value:.3f}",
-    "plain": lambda value: f"{value:.4g}",
-}
+def _decimals(value: float, kind: str) -> int:
+    size = abs(value)
+    if kind == "loss":
+        return 4 if size < 1 else 3
+    if kind == "seconds":
+        return 2 if size < 10 else 1 if size < 1000 else 0
+    return {"percent": 2, "ratio": 3}.get(kind, 0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
+from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims, settling_commands
 from experiments.analysis.curvature import summarise_curvature
 from experiments.analysis.curves import curves_csv
 from experiments.analysis.groups import Results, group_runs
@@ -146,8 +147,8 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> tuple[str, ...]:
     for verdict in verdicts:
         if verdict.outcome in ("not run", "inconclusive") and verdict.reason:
             lines.append(f"{verdict.claim.id}: {verdict}: {verdict.reason}")
-    commands = dict.fromkeys(verdict.command for verdict in verdicts if verdict.command)
-    lines += [f"to settle at full scale: {command}" for command in commands]
+    claims = [verdict.claim for verdict in verdicts if verdict.command]
+    lines += [f"to settle at full scale: {command}" for command in settling_commands(claims)]
     return tuple(lines)
 
 
@@ -185,8 +186,6 @@ def _bullets(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _wrapped(line: str) -> str:
-    import textwrap
-
     return textwrap.fill(
         line,
         TERMINAL_WIDTH,

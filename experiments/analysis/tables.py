@@ -42,7 +42,7 @@ class Table:
         title: one line above it.
         columns: headers.
         rows: cells, one tuple a row.
-        widths: largest width of each column on a terminal, characters.
+        widths: largest width of each column on a terminal, characters; 0: left out there.
     """
 
     title: str
@@ -61,13 +61,15 @@ class Table:
 
     def terminal(self) -> str:
         """The table as text of at most `TERMINAL_WIDTH` columns; long cells are wrapped."""
+        shown = [column for column, width in enumerate(self.widths) if width]
+        widths = [self.widths[column] for column in shown]
         body = tabulate(
-            self.rows,
-            headers=self.columns,
+            [[row[column] for column in shown] for row in self.rows],
+            headers=[self.columns[column] for column in shown],
             tablefmt="simple",
             disable_numparse=True,
-            maxcolwidths=list(self.widths),
-            maxheadercolwidths=list(self.widths),
+            maxcolwidths=widths,
+            maxheadercolwidths=widths,
         )
         return f"{self.title}\n\n{body}\n"
 
@@ -77,7 +79,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
     where = f"{results.experiment}, {results.scale} scale"
     goal = f"target {results.target}" if results.target else "no common target"
 
-    def table(title: str, columns: Sequence[_Column], label_width: int = 14) -> Table:
+    def table(title: str, columns: Sequence[_Column], label_width: int = 15) -> Table:
         rows = tuple(
             (group.label, group.scale, str(len(group.ended)), *(c.cell(group) for c in columns))
             for group in results.groups
@@ -86,17 +88,17 @@ def result_tables(results: Results) -> tuple[Table, ...]:
         widths = (label_width, 7, 3, *(column.width for column in columns))
         return Table(title, headers, rows, widths)
 
-    def estimated(header: str, measure: str, width: int = 16) -> _Column:
+    def estimated(header: str, measure: str, width: int = 15) -> _Column:
         return _Column(header, width, lambda group: _estimate_cell(results, group, measure))
 
     def speedup(header: str, measure: str) -> _Column:
-        return _Column(header, 18, lambda group: _speedup_cell(results, group, measure))
+        return _Column(header, 15, lambda group: _speedup_cell(results, group, measure))
 
     return (
         table(
             f"Accuracy and loss ({where}; mean ± half width of the 95 % t-interval)",
             (
-                _Column("runs", 14, lambda group: group.status_counts),
+                _Column("runs", 13, lambda group: group.status_counts),
                 estimated("final top-1, %", "final_top1"),
                 estimated("best top-1, %", "best_top1"),
                 estimated("final train loss", "final_train_loss"),
@@ -105,19 +107,19 @@ def result_tables(results: Results) -> tuple[Table, ...]:
         table(
             f"Steps and seconds to the target ({where}; {goal})",
             (
-                estimated("steps to target", "steps_to_target", 15),
-                estimated("seconds to target", "seconds_to_target", 15),
+                estimated("steps to target", "steps_to_target", 14),
+                estimated("seconds to target", "seconds_to_target", 14),
                 speedup("speed-up over SGD, steps", "steps_to_target"),
                 speedup("speed-up over SGD, seconds", "seconds_to_target"),
             ),
-            label_width=12,
+            label_width=13,
         ),
         table(
             f"Cost ({where}; training seconds, evaluation excluded)",
             (
                 estimated("seconds per epoch", "seconds_per_epoch"),
                 estimated("optimizer's share, %", "optimizer_share"),
-                estimated("peak memory", "peak_memory", 20),
+                estimated("peak memory, MiB", "peak_memory"),
             ),
         ),
     )
@@ -128,6 +130,7 @@ def comparison_table(verdicts: Sequence[Verdict], experiment: str) -> Table:
     rows = tuple(
         (
             verdict.claim.id,
+            verdict.claim.row,
             f"{verdict.claim.place}: {_effect_in_words(verdict)}",
             _paper_cell(verdict),
             _ours_cell(verdict),
@@ -137,9 +140,9 @@ def comparison_table(verdicts: Sequence[Verdict], experiment: str) -> Table:
         )
         for verdict in verdicts
     )
-    columns = ("claim", "what", "paper", "ours", "scale", "difference", "verdict")
+    columns = ("claim", "row", "what", "paper", "ours", "scale", "difference", "verdict")
     title = f"Paper and ours ({experiment})"
-    return Table(title, columns, rows, (17, 17, 11, 15, 7, 13, 12))
+    return Table(title, columns, rows, (0, 6, 25, 12, 16, 7, 10, 12))
 
 
 NOT_RUN_SCALE = quantities.NOTHING
@@ -234,7 +237,8 @@ class _Column:
 def _estimate_cell(results: Results, group: Group, measure: str) -> str:
     function = measure_named(measure)
     value = estimate_of(results, group, measure)
-    return quantities.estimate(value, function.kind, ended=len(group.ended))
+    word = "miss" if measure.endswith("_to_target") else "diverged"
+    return quantities.estimate(value, function.kind, ended=len(group.ended), infinite=word)
 
 
 def _speedup_cell(results: Results, group: Group, measure: str) -> str:

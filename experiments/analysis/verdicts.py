@@ -65,7 +65,7 @@ class Verdict:
 
     def __str__(self) -> str:
         if self.outcome == "not run":
-            return "not run" if self.scale == "full" else f"not run (shown: {self.scale} scale)"
+            return f"not run (shown: {self.scale} scale)" if self.effect else "not run"
         return self.outcome if self.scale == "full" else f"{self.outcome} at {self.scale} scale"
 
 
@@ -122,15 +122,16 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
         if len(candidates) > 1:
             keys = ", ".join(key for key, _ in candidates[0].differs)
             reason = f"{display_name(optimizer)} was run under several configs ({keys})"
-            return Verdict(claim, results.scale, "inconclusive", None, reason, "")
+            outcome: Outcome = "inconclusive" if results.scale in claim.judged_at else "not run"
+            return Verdict(claim, results.scale, outcome, None, reason, "")
         groups.append(candidates[0])
     effect = _effect(claim, results, groups)
     if results.scale not in claim.judged_at:
         reason = f"judged by runs at {' or '.join(claim.judged_at)} scale only"
         return Verdict(claim, results.scale, "not run", effect, reason, command)
-    outcome = decide(effect.interval, zone_of(claim), claim.rule)
-    open_command = "" if results.scale == "full" and outcome != "inconclusive" else command
-    return Verdict(claim, results.scale, outcome, effect, effect.reason, open_command)
+    decided = decide(effect.interval, zone_of(claim), claim.rule)
+    open_command = "" if results.scale == "full" and decided != "inconclusive" else command
+    return Verdict(claim, results.scale, decided, effect, effect.reason, open_command)
 
 
 def judge_experiment(
