@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import io
 import logging
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _from_torchvision(root: Path, split: str, version: CifarVersion, download: b
         # torchvision prints about its downloads; a library has no business on the terminal.
         with contextlib.redirect_stdout(io.StringIO()):
             dataset = kind(root=str(root), train=split == "train", download=download)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, http.client.HTTPException) as error:
         if download:
             reason = " ".join(str(error).split())
             raise UserError(

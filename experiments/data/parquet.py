@@ -154,6 +154,10 @@ def _records(files: Sequence[Path]) -> Iterator[tuple[Path, int, list[bytes | No
             values = pa.chunked_array(
                 [chunk.field("bytes") for chunk in values.chunks], type=pa.binary()
             )
+        if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+            raise UserError(
+                f"the image column of {str(file)!r} holds {values.type}, not encoded images"
+            )
         for row in range(0, len(values), ROWS_PER_CHUNK):
             yield file, row, values.slice(row, ROWS_PER_CHUNK).to_pylist()
 
