@@ -241,12 +241,12 @@ class _Loop:
         return self.log_is_due() or self.checkpoint_is_due() or self.must_end()
 
     def log_is_due(self) -> bool:
-        return self.position.step % self.train.log_interval == 0
+        return bool(self.position.step % self.train.log_interval == 0)
 
     def checkpoint_is_due(self) -> bool:
         # The last batch of an epoch is followed by the epoch's own checkpoint.
         ends_epoch = self.position.batch == self.data.batches_per_epoch
-        return self.position.step % self.train.checkpoint_interval == 0 and not ends_epoch
+        return bool(self.position.step % self.train.checkpoint_interval == 0) and not ends_epoch
 
     def must_end(self) -> bool:
         return self.stop.requested or self.time_is_up()

@@ -1,0 +1,52 @@
+"""Optimizers that misbehave on purpose; configs name them as `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+class NoisySGD(torch.optim.SGD):
+    """SGD that draws from torch's global generator, so that its state decides the numbers."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.add_(torch.randn_like(param), alpha=1e-3)
+        return result
+
+
+class BrokenSGD(torch.optim.SGD):
+    """SGD that raises at one step of each process."""
+
+    def __init__(self, params: Iterable[Any], lr: float, fails_at: int):
+        super().__init__(params, lr=lr)
+        self._fails_at = fails_at
+        self._steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self._steps += 1
+        if self._steps == self._fails_at:
+            raise RuntimeError("the optimizer broke")
+        return super().step(closure)
+
+
+class PoisoningSGD(torch.optim.SGD):
+    """SGD whose weights become infinite at one step, after a loss that was finite."""
+
+    def __init__(self, params: Iterable[Any], lr: float, poisons_at: int):
+        super().__init__(params, lr=lr)
+        self._poisons_at = poisons_at
+        self._steps = 0
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        self._steps += 1
+        if self._steps == self._poisons_at:
+            with torch.no_grad():
+                self.param_groups[0]["params"][-1].fill_(float("inf"))
+        return result
