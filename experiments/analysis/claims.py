@@ -187,6 +187,9 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
         measure_named(str(entry["metric"]))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    if (kind == "value") == ("reference" in entry):
+        needed = "no reference" if kind == "value" else "a reference optimizer"
+        raise UserError(f"{where}: kind {kind!r} needs {needed}")
     printed = _printed(entry, kind, cells, where)
     _check_consistency(entry, kind, rule, printed, where)
     return Claim(
@@ -207,9 +210,6 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
 def _check_consistency(
     entry: Mapping[str, Any], kind: str, rule: str, printed: Printed | None, where: str
 ) -> None:
-    if (kind == "value") == ("reference" in entry):
-        needed = "no reference" if kind == "value" else "a reference optimizer"
-        raise UserError(f"{where}: kind {kind!r} needs {needed}")
     if kind == "ordering" and (printed is not None or rule == "within"):
         raise UserError(
             f"{where}: an ordering has no printed number and the rule 'above' or 'below'"

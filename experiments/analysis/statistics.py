@@ -66,6 +66,8 @@ class Estimate:
         """Arithmetic mean; None without values or with a miss."""
         if self.n == 0 or self.misses:
             return None
+        if min(self.values) == max(self.values):
+            return self.values[0]  # exactly: rounding must not pretend a spread
         # fsum: the result must not depend on the order of the seeds.
         return math.fsum(self.values) / self.n
 

@@ -105,7 +105,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
             ),
         ),
         table(
-            f"Steps and seconds to the target ({where}; {goal})",
+            f"Steps and seconds to the target ({where}; {goal}; seen at evaluations)",
             (
                 estimated("steps to target", "steps_to_target", 14),
                 estimated("seconds to target", "seconds_to_target", 14),

@@ -3,8 +3,8 @@
 The effect of a claim has an interval over seeds. The claim allows a zone:
 
 * `within`: printed value ± margin (bounds included);
-* `above`: everything above printed value - margin (bound excluded; printed value 0 or, for a
-  ratio, 1 where the paper prints no number);
+* `above`: everything above printed value - margin (bound excluded, so a tie is inconclusive;
+  printed value 0 or, for a ratio, 1 where the paper prints no number);
 * `below`: everything below printed value + margin (bound excluded).
 
 Interval inside the zone: *reproduced*. Interval outside: *not reproduced*. Otherwise, or without an
@@ -88,14 +88,14 @@ def decide(interval: Interval | None, zone: Interval, rule: str) -> Outcome:
     """
     if interval is None:
         return "inconclusive"
-    if rule == "above":  # a tie is not above
+    if rule == "above":
         if interval.low > zone.low:
             return "reproduced"
-        return "not reproduced" if interval.high <= zone.low else "inconclusive"
+        return "not reproduced" if interval.high < zone.low else "inconclusive"
     if rule == "below":
         if interval.high < zone.high:
             return "reproduced"
-        return "not reproduced" if interval.low >= zone.high else "inconclusive"
+        return "not reproduced" if interval.low > zone.high else "inconclusive"
     if zone.low <= interval.low and interval.high <= zone.high:
         return "reproduced"
     outside = interval.high < zone.low or interval.low > zone.high

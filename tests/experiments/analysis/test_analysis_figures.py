@@ -1,0 +1,130 @@
+"""Figures: complete, deterministic, one look per optimizer; curvature in numbers and words."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from run_factory import FakeRun, curvature_record, write_runs
+
+from experiments.analysis import figures, palette
+from experiments.analysis.curvature import summarise_curvature, trace
+from experiments.analysis.groups import group_runs
+from experiments.analysis.runs import load_runs
+
+
+def results_of(tmp_path, *runs):
+    (results,) = group_runs(load_runs(write_runs(tmp_path, *runs), "toy"))
+    return results
+
+
+def quasi_newton(seed=0, **values):
+    records = [curvature_record(step, **values) for step in range(100, 1100, 100)]
+    return FakeRun("mlbfgs", seed=seed, curvature=records)
+
+
+def test_files_are_complete_and_identical_when_drawn_twice(tmp_path):
+    results = results_of(tmp_path, FakeRun(), FakeRun(seed=1), quasi_newton(), quasi_newton(1))
+    digests = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        paths = figures.write_figures(results, tmp_path / name)
+        assert sorted(path.name for path in paths) == [
+            "curvature-reduced.png",
+            "curvature-reduced.svg",
+            "curves-reduced.png",
+            "curves-reduced.svg",
+        ]
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+    assert digests[0] == digests[1]
+    picture = imread(tmp_path / "first" / "curves-reduced.png")
+    # Nothing touches the edge: a label cut off would leave ink there.
+    edges = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+    assert all(np.all(edge[..., :3] == 1.0) for edge in edges)
+
+
+def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
+    runs = [FakeRun(), FakeRun("adam", status="diverged"), FakeRun("kfac", status="running")]
+    figure = figures.training_figure(results_of(tmp_path, *runs))
+    panels = figure.axes
+    assert [panel.get_xlabel() for panel in panels] == ["epoch", "training time (s)"] * 2
+    assert panels[2].get_ylabel() == "test top-1 accuracy (%)"
+    assert figure.get_suptitle() == "toy, reduced scale, n = 1 seeds"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD (n = 1)", "Adam (n = 1)"]
+    assert "smallest to largest seed" in legend.get_title().get_text()
+    crosses = [line for line in panels[0].lines if line.get_marker() == "x"]
+    assert [line.get_color() for line in crosses] == [palette.look("adam").colour]
+
+
+def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
+    far = results_of(tmp_path / "far", FakeRun(loss=(2.0, 1.0, 0.01)))
+    near = results_of(tmp_path / "near", FakeRun(loss=(2.0, 1.0, 0.9)))
+    assert figures.training_figure(far).axes[0].get_yscale() == "log"
+    assert figures.training_figure(near).axes[0].get_yscale() == "linear"
+
+
+def test_no_records_no_figure(tmp_path):
+    results = results_of(tmp_path, FakeRun(status="crashed", top1=(), loss=()))
+    assert figures.training_figure(results) is None
+    assert figures.curvature_figure(results) is None
+
+
+def test_looks_are_distinct_and_stable():
+    looks = list(palette.LOOKS.values())
+    assert (
+        len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    )
+    assert palette.look("some_new_optimizer") == palette.look("some_new_optimizer")
+
+
+@pytest.mark.parametrize(
+    ("cosine", "words"),
+    [
+        (0.99, "close to scaled momentum SGD"),
+        (0.7, "a direction of its own, near the gradient"),
+        (0.2, "a direction far from the gradient"),
+    ],
+)
+def test_curvature_in_words(tmp_path, cosine, words):
+    results = results_of(tmp_path, quasi_newton(cos_direction_gradient=cosine))
+    text = summarise_curvature(results.groups[0]).words()
+    assert text.startswith("damping acted on 0 % of pairs; |d|/|g| 2.2 (median)")
+    assert text.endswith(f"cos(d, g) {cosine:.2f} (median): {words}")
+
+
+def test_curvature_counts_damping_refusals_and_uphill_directions(tmp_path):
+    records = [
+        curvature_record(100, damped=True),
+        curvature_record(200, accepted=False, cos_direction_gradient=-0.5),
+        curvature_record(300, block=1, mu=None),
+        curvature_record(400, cos_direction_gradient=None, direction_over_gradient=None),
+    ]
+    results = results_of(tmp_path, FakeRun("slimqn", curvature=records))
+    summary = summarise_curvature(results.groups[0])
+    assert (summary.records, summary.blocks) == (4, 2)
+    assert (summary.damped_percent, summary.accepted_percent) == (25.0, 75.0)
+    assert summary.uphill_percent == pytest.approx(100 / 3)
+    assert summary.mu == 0.8
+    assert "25 % of pairs were refused" in summary.words()
+    assert "33 % of directions point uphill" in summary.words()
+
+
+def test_optimizer_without_curvature_has_no_summary(tmp_path):
+    assert summarise_curvature(results_of(tmp_path, FakeRun()).groups[0]) is None
+
+
+def test_trace_is_the_median_over_blocks_and_seeds(tmp_path):
+    runs = [
+        FakeRun(
+            "slimqn",
+            seed=seed,
+            curvature=[curvature_record(100, block=block, mu=mu) for block, mu in enumerate(mus)],
+        )
+        for seed, mus in enumerate([(1.0, 2.0), (9.0, None)])
+    ]
+    group = results_of(tmp_path, *runs).groups[0]
+    drawn = trace(group.ended, "mu")
+    assert [array.tolist() for array in drawn] == [[100.0], [2.0], [1.0], [9.0]]
