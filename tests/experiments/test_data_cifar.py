@@ -51,10 +51,15 @@ def encode(image: np.ndarray, kind: str = "WEBP") -> bytes:
     return buffer.getvalue()
 
 
+@functools.cache
+def encoded(split: str, kind: str) -> list[bytes]:
+    return [encode(image, kind) for image in pixels(split)]
+
+
 def rows(split: str, classes: int = 10, kind: str = "WEBP") -> list[dict]:
     return [
-        {"image": {"bytes": encode(image, kind), "path": None}, "label": index % classes}
-        for index, image in enumerate(pixels(split))
+        {"image": {"bytes": content, "path": None}, "label": index % classes}
+        for index, content in enumerate(encoded(split, kind))
     ]
 
 
