@@ -16,9 +16,7 @@ from experiments.settings import Node, node_name
 __all__ = ["Batch", "Data", "ImageSet", "InMemoryData", "RawData", "build_data"]
 
 
-def build_data(
-    cfg: Node, *, batch_size: int, seed: int, device: torch.device | str
-) -> InMemoryData:
+def build_data(cfg: Node, *, batch_size: int, seed: int, device: torch.device | str) -> Data:
     """The data set that a config node names, ready to train on.
 
     Args:
