@@ -42,9 +42,27 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: a name, a key or a value will not do.
     """
     try:
-        return _compose(overrides)
+        config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
         raise UserError(explained(error, overrides)) from error
+    refuse_unknown_keys(config)
+    return config
+
+
+def refuse_unknown_keys(config: DictConfig) -> None:
+    """Refuse what `+key=value` added where nothing reads it; the rooms check their own nodes.
+
+    Args:
+        config: a composed config.
+
+    Raises:
+        UserError: a key at the top of the config that is neither a group nor in train.yaml.
+    """
+    known = {str(key) for key in OmegaConf.load(CONFIG_DIR / f"{CONFIG_NAME}.yaml")}
+    known = known.union(_groups()).difference(("defaults", "hydra"))
+    for key in map(str, config):
+        if key not in known:
+            raise UserError(f"{key} is no key of the config; {nearest(key, known)}")
 
 
 def options(group: str) -> list[str]:
@@ -124,6 +142,8 @@ def _missing_config(error: MissingConfigException) -> str:
 def _unknown_key(found: re.Match[str], overrides: Sequence[str]) -> str:
     """Name the keys that stand beside a key that does not exist."""
     key = found["key"]
+    if key.startswith("hydra."):
+        return f"{key} is no setting of Hydra; python -m experiments.train --cfg hydra shows them"
     config = _without(key, overrides)
     if config is None:
         return f"{key} is no key of the config"
@@ -147,6 +167,7 @@ def _without(key: str, overrides: Sequence[str]) -> DictConfig | None:
     """Compose with the overrides that do not touch `key`, to see which keys there are."""
     others = [item for item in overrides if item.lstrip("+~").split("=", 1)[0] != key]
     # Of a swept value any will do; of a swept group the first option.
+    others = [item for item in others if "=" in item and not item.startswith("-")]
     singles = [re.sub(r"=([^,\[\]{}()'\"]+),.*", r"=\1", item) for item in others]
     try:
         return _compose(singles)
@@ -159,6 +180,10 @@ def _one_line(error: object) -> str:
 
 
 _EXPLANATIONS = (
+    (
+        r"Config group override must be a string",
+        lambda _found, _overrides: "a config group wants the name of one option: group=option",
+    ),
     (
         r"Could not override '(?P<key>[^']+)'\.\s*No match in the defaults list",
         lambda found, _: f"{found['key']} is no config group; {nearest(found['key'], _groups())}",

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+_SETTINGS = ("name", "dry_run")
+
 # Exit code of a worker whose run cannot start as it is configured.
 _USER_ERROR = 2
 
@@ -66,6 +68,9 @@ def launch(spec: RunSpec) -> Outcome:
         raise UserError(
             f"launch={settings.name} does not exist; {nearest(settings.name, LAUNCHERS)}"
         )
+    for key in settings:
+        if key not in _SETTINGS:
+            raise UserError(f"launch.{key} is no setting; {nearest(str(key), _SETTINGS)}")
     finished = finished_outcome(spec)
     if finished is not None:
         return finished

@@ -15,8 +15,10 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.composition import (
@@ -25,9 +27,10 @@ from experiments.composition import (
     CONFIG_NAME,
     explained,
     recipe_note,
+    refuse_unknown_keys,
 )
 from experiments.errors import UserError
-from experiments.launch import Outcome, launch
+from experiments.launch import launch
 from experiments.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -44,46 +47,92 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    outcomes: list[Outcome] = []
+    entries: list[Entry] = []
     try:
-        _compose_and_train(arguments, outcomes)
-    except UserError as error:
-        return _refuse(error)
+        _compose_and_train(arguments, entries)
     except COMPOSITION_ERRORS as error:
-        return _refuse(UserError(explained(error, arguments)))
+        print(f"error: {explained(error, arguments)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(
             "\ninterrupted; the same command goes on from the last checkpoint (resume=auto)",
             file=sys.stderr,
         )
         return 130
-    if len(outcomes) > 1:
-        print(summary(outcomes))
-    statuses = {outcome.status for outcome in outcomes}
+    if len(entries) > 1:
+        print(summary(entries))
+    statuses = {entry.status for entry in entries}
     return 1 if "crashed" in statuses else 2 if "refused" in statuses else 0
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+@dataclass(frozen=True)
+class Entry:
+    """One run in the list at the end of a sweep.
+
+    Attributes:
+        name: the run directory; the overrides where the config will not do.
+        status: as in `Outcome`.
+        note: why, in one line; may be empty.
+    """
+
+    name: str
+    status: str
+    note: str = ""
+
+
+def summary(entries: Sequence[Entry]) -> str:
     """Say what happened to each run of a sweep, a line each."""
-    lines = [f"\n{len(outcomes)} runs:"]
-    for outcome in outcomes:
-        note = "finished before" if outcome.repeated else outcome.message
-        lines.append(f"  {outcome.status:<9} {outcome.directory}{f'  ({note})' if note else ''}")
+    lines = [f"\n{len(entries)} runs:"]
+    for entry in entries:
+        lines.append(f"  {entry.status:<9} {entry.name}{f'  ({entry.note})' if entry.note else ''}")
     return "\n".join(lines)
 
 
-def _compose_and_train(arguments: Sequence[str], outcomes: list[Outcome]) -> None:
-    """Let Hydra compose each run of the command line and train it as it comes."""
+def _compose_and_train(arguments: Sequence[str], entries: list[Entry]) -> None:
+    """Let Hydra compose each run of the command line, and train it as it comes."""
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)
     def train(config: DictConfig) -> None:
-        outcomes.append(_train_one(config, alone=not _is_sweep(arguments)))
+        name = " ".join(HydraConfig.get().overrides.task)
+        try:
+            refuse_unknown_keys(config)
+            spec = RunSpec.from_config(config)
+            name = str(spec.directory)
+            entries.append(_train_one(spec))
+        except UserError as error:
+            # A run that cannot start ends neither Hydra, which would say so in its own way, nor
+            # the other runs of a sweep.
+            print(f"error: {error}", file=sys.stderr)
+            entries.append(Entry(name, "refused", str(error)))
 
     with tempfile.TemporaryDirectory() as scratch:
         # Hydra shows errors itself unless it is told to raise them; a sweep writes a file of
         # Hydra's own, which nobody reads here, into the scratch directory (configs/train.yaml).
         with _process_state(arguments, {"HYDRA_FULL_ERROR": "1", "MLBFGS_SWEEP_SCRATCH": scratch}):
             train()
+
+
+def _train_one(spec: RunSpec) -> Entry:
+    """Launch one run and say what became of it.
+
+    Raises:
+        UserError: the run cannot start as it is configured.
+    """
+    note = recipe_note(spec.config)
+    if note is not None:
+        logger.info(note)
+    print(f"run directory: {spec.directory}", flush=True)
+    outcome = launch(spec)
+    if outcome.status == "planned":
+        print(outcome.message)
+    else:
+        before = " before" if outcome.repeated else ""
+        print(f"{outcome.status}{before}{f': {outcome.message}' if outcome.message else ''}")
+    return Entry(
+        str(spec.directory),
+        outcome.status,
+        "finished before" if outcome.repeated else outcome.message,
+    )
 
 
 @contextmanager
@@ -101,37 +150,6 @@ def _process_state(arguments: Sequence[str], variables: Mapping[str, str]) -> It
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-
-
-def _is_sweep(arguments: Sequence[str]) -> bool:
-    return any(argument in ("-m", "--multirun") for argument in arguments)
-
-
-def _train_one(config: DictConfig, *, alone: bool) -> Outcome:
-    """Freeze and launch one run; in a sweep a run that cannot start is an outcome as well."""
-    note = recipe_note(config)
-    if note is not None:
-        logger.info(note)
-    spec = RunSpec.from_config(config)
-    print(f"run directory: {spec.directory}", flush=True)
-    try:
-        outcome = launch(spec)
-    except UserError as error:
-        if alone:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return Outcome(spec.directory, "refused", str(error))
-    if outcome.status == "planned":
-        print(outcome.message)
-    else:
-        before = " before" if outcome.repeated else ""
-        print(f"{outcome.status}{before}{f': {outcome.message}' if outcome.message else ''}")
-    return outcome
-
-
-def _refuse(error: UserError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":
