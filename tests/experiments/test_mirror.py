@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import struct
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +50,7 @@ def log_entries(content: bytes) -> Iterator[bytes]:
     place, entry = 7, b""
     while place < len(content):
         left = 32768 - place % 32768
-        if left < 7:
+        if left < 7 or len(content) - place < 7:
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", content, place)
@@ -58,27 +61,35 @@ def log_entries(content: bytes) -> Iterator[bytes]:
             entry = b""
 
 
+def finished_log(file: Path) -> list[Any]:
+    """The entries of a wandb run; its service closes the file a moment after `finish` returns."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    deadline = time.monotonic() + 60
+    while True:
+        entries = [Record.FromString(data) for data in log_entries(file.read_bytes())]
+        if entries and entries[-1].WhichOneof("record_type") == "exit":
+            return entries
+        assert time.monotonic() < deadline, f"wandb did not finish {file}"
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_offline_wandb_gets_every_record_and_changes_none(tmp_path):
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     mirrored, plain = run_spec(tmp_path / "wandb", logger=OFFLINE), run_spec(tmp_path / "plain")
     assert Trainer(plain).run() == "done"
     assert Trainer(mirrored).run() == "done"
     assert numbers(mirrored.directory) == numbers(plain.directory)
 
     (file,) = (mirrored.directory / "wandb").glob("offline-run-*/run-*.wandb")
-    rows, run_id = [], None
-    for data in log_entries(file.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            rows.append(
-                {(i.key or "/".join(i.nested_key)): i.value_json for i in record.history.item}
-            )
-        if record.WhichOneof("record_type") == "run":
-            run_id = record.run.run_id
+    entries = finished_log(file)
+    rows = [
+        {(item.key or "/".join(item.nested_key)): item.value_json for item in entry.history.item}
+        for entry in entries
+        if entry.WhichOneof("record_type") == "history"
+    ]
+    (run_id,) = {e.run.run_id for e in entries if e.WhichOneof("record_type") == "run"}
     written = numbers(mirrored.directory)
     assert len(rows) == len(written)
     for row, record in zip(rows, written, strict=True):
