@@ -1,7 +1,7 @@
 """Figures of one experiment at one scale: training curves, and what the curvature did.
 
 The line is the mean over seeds, the band reaches from the smallest to the largest seed. Where fewer
-seeds are left than began, the line is thin; a cross marks where a seed diverged. Files are
+seeds have data than were run, the line is thin; a cross marks where a seed diverged. Files are
 deterministic: the same runs give the same bytes, so that a committed figure changes only with them.
 """
 
@@ -89,7 +89,8 @@ def training_figure(results: Results) -> Figure | None:
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             if results.target is not None and results.target.metric == metric:
                 panel.axhline(results.target.value, color="0.4", linewidth=0.9, linestyle=":")
-    caption = "line: mean over seeds; band: smallest to largest seed; ×: a seed diverged"
+    caption = "line: mean over seeds; band: smallest to largest seed; thin: fewer seeds; "
+    caption += "×: a seed diverged"
     if results.target is not None:
         caption += f"; dotted: target {results.target}"
     _finish(figure, _title(results, groups), caption, grid[0][0])
@@ -163,7 +164,7 @@ def _draw(panel: Axes, line: Curve, style: Any) -> None:
     panel.fill_between(
         line.x, line.low, line.high, color=appearance.colour, alpha=0.18, linewidth=0
     )
-    fewer = line.n < line.n.max()
+    fewer = line.n < len(line.group.ended)
     common: dict[str, Any] = {
         "color": appearance.colour,
         "marker": appearance.marker,
@@ -174,7 +175,9 @@ def _draw(panel: Axes, line: Curve, style: Any) -> None:
     full = np.where(fewer, np.nan, line.mean)
     panel.plot(line.x, full, label=f"{line.group.label} (n = {line.n.max()})", **common)
     if fewer.any():
-        panel.plot(line.x, line.mean, color=appearance.colour, linewidth=0.8, linestyle=style)
+        # One point further to the left, so that the thin line begins where the thick one ends.
+        thin = np.where(fewer | np.append(fewer[1:], False), line.mean, np.nan)
+        panel.plot(line.x, thin, **{**common, "linewidth": 0.8, "markersize": 3.0})
 
 
 def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:

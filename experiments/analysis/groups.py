@@ -73,7 +73,7 @@ class Group:
         name = display_name(self.optimizer)
         if not self.differs:
             return name
-        settings = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.differs)
+        settings = ", ".join(f"{key.rsplit('.', 1)[-1]}={_shown(v)}" for key, v in self.differs)
         return f"{name} [{settings}]"
 
     @property
@@ -225,7 +225,7 @@ def _remarks(run: Run) -> Iterator[str]:
 def _conflict(variants: Sequence[Group]) -> str:
     first = variants[0]
     told = "; ".join(
-        f"{', '.join(f'{key}={value}' for key, value in group.differs)} "
+        f"{', '.join(f'{key}={_shown(value)}' for key, value in group.differs)} "
         f"(run keys {', '.join(run.key for run in group.runs)})"
         for group in variants
     )
@@ -233,6 +233,12 @@ def _conflict(variants: Sequence[Group]) -> str:
         f"{first.optimizer} at {first.scale} scale was run under {len(variants)} configs, "
         f"which are separate rows: {told}"
     )
+
+
+def _shown(value: Any) -> str:
+    """A config value in a message: 1e30 and not its 31 digits."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:.10g}" if is_number else str(value)
 
 
 def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:

@@ -98,5 +98,5 @@ def _decimals(value: float, kind: str) -> int:
     if kind == "loss":
         return 4 if size < 1 else 3
     if kind == "seconds":
-        return 2 if size < 10 else 1 if size < 1000 else 0
+        return 3 if size < 1 else 2 if size < 10 else 1 if size < 1000 else 0
     return {"percent": 2, "ratio": 3}.get(kind, 0)

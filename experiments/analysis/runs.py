@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 STATUSES = ("done", "diverged", "timeout", "crashed", "running")
 SCALES = ("full", "reduced", "smoke")
 REQUIRED_FILES = ("config.yaml", "meta.json", "status.json")
-KNOWN_FILES = frozenset({*REQUIRED_FILES, "metrics.jsonl", "checkpoints", "lock"})
+KNOWN_FILES = frozenset(
+    {*REQUIRED_FILES, "metrics.jsonl", "checkpoints", "lock", "traceback.txt", "wandb"}
+)
 # What a record of each kind cannot do without; every other field may be absent or null.
 REQUIRED_FIELDS = {
     "step": ("epoch", "step", "train_time_s"),

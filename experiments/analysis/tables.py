@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,8 @@ class Table:
             maxcolwidths=widths,
             maxheadercolwidths=widths,
         )
-        return f"{self.title}\n\n{body}\n"
+        title = textwrap.fill(self.title, TERMINAL_WIDTH, break_on_hyphens=False)
+        return f"{title}\n\n{body}\n"
 
 
 def result_tables(results: Results) -> tuple[Table, ...]:

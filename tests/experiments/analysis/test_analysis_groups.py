@@ -35,6 +35,12 @@ def test_conflicting_configs_are_named_with_key_and_value(tmp_path):
     assert results.baseline() is None  # two configs of SGD: neither is the baseline
 
 
+def test_large_and_small_settings_are_shown_short(tmp_path):
+    runs = [FakeRun(settings={"lr": lr}) for lr in (1e30, 1e-4)]
+    (results,) = grouped(write_runs(tmp_path, *runs))
+    assert sorted(group.label for group in results.groups) == ["SGD [lr=0.0001]", "SGD [lr=1e+30]"]
+
+
 def test_cosmetic_keys_and_the_seed_do_not_split_a_group(tmp_path):
     path = FakeRun(seed=0).write(tmp_path)
     FakeRun(seed=1).write(tmp_path)

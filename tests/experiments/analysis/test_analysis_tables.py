@@ -110,6 +110,8 @@ def test_long_cells_wrap_within_the_terminal():
     long = "Adam [betas=[0.9, 0.999], weight_decay_that_never_ends=0.0005]"
     table = Table("t", ("a", "b"), ((long, "x" * 150),), (30, 60))
     assert max(map(len, table.terminal().splitlines())) <= TERMINAL_WIDTH
+    titled = Table("a long title " * 20, ("a",), (("b",),), (9,))
+    assert max(map(len, titled.terminal().splitlines())) <= TERMINAL_WIDTH
 
 
 def test_pipe_in_a_cell_does_not_break_markdown():
