@@ -553,9 +553,8 @@ def test_canonical_order_is_that_of_the_pixels_and_keeps_labels():
     labels = np.arange(40).astype(np.int64)
     # Two equal images with different labels: their order must not depend on the copy either.
     images[7] = images[21]
-    shuffle = np.random.default_rng(5).permutation(40)
     a = cifar.canonical(ImageSet(images, labels))
-    b = cifar.canonical(ImageSet(images[shuffle], labels[shuffle]))
+    b = cifar.canonical(ImageSet(images[::-1], labels[::-1]))
     assert np.array_equal(a.images, b.images) and np.array_equal(a.labels, b.labels)
     assert sorted(a.labels) == list(range(40))
     assert all(
