@@ -79,9 +79,10 @@ def training_figure(results: Results) -> Figure | None:
         for column, axis in enumerate(axes_names):
             panel = grid[row][column]
             lines = [curve(group, metric, axis) for group in groups]
+            ceiling = _ceiling(metric, lines)
             for line in lines:
-                _draw(panel, line, styles[line.group])
-            _scale_y(panel, metric, lines)
+                _draw(panel, line, styles[line.group], ceiling)
+            _scale_y(panel, metric, lines, ceiling)
             panel.set_ylabel(METRIC_LABELS[metric])
             panel.set_xlabel(AXIS_LABELS[axis])
             panel.set_xlim(left=0)
@@ -155,10 +156,11 @@ def _lines(groups: Sequence[Group]) -> dict[Group, Any]:
     return styles
 
 
-def _draw(panel: Axes, line: Curve, style: Any) -> None:
+def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
     appearance = look(line.group.optimizer)
     for x, y in line.ends:
-        panel.plot(x, y, marker="x", markersize=9, markeredgewidth=2, color=appearance.colour)
+        cross: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2}
+        panel.plot(x, min(y, ceiling), color=appearance.colour, clip_on=False, zorder=3, **cross)
     if not line.x.size:
         return
     panel.fill_between(
@@ -199,13 +201,24 @@ def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
     )
 
 
-def _scale_y(panel: Axes, metric: str, lines: Sequence[Curve]) -> None:
+def _ceiling(metric: str, lines: Sequence[Curve]) -> float:
+    """A loss that explodes leaves the panel at ten times the largest first loss."""
+    first = [float(line.high[0]) for line in lines if line.x.size]
+    return 10 * max(first) if metric == "train_loss" and first else math.inf
+
+
+def _scale_y(panel: Axes, metric: str, lines: Sequence[Curve], ceiling: float) -> None:
     """A loss that falls by more than a factor of five is drawn on a log scale."""
     values = np.concatenate([line.low for line in lines] + [line.high for line in lines])
-    if metric != "train_loss" or not values.size or values.min() <= 0:
+    if metric != "train_loss" or not values.size:
         return
-    if values.max() > 5 * values.min():
+    explodes = values.max() > ceiling
+    low, high = float(values.min()), min(float(values.max()), ceiling)
+    logarithmic = low > 0 and high > 5 * low
+    if logarithmic:
         panel.set_yscale("log")
+    if explodes:  # matplotlib chose the lower limit by what is no longer shown
+        panel.set_ylim(low / 1.3 if logarithmic else low - 0.05 * (high - low), ceiling)
 
 
 def _spans_decades(panel: Axes) -> bool:
@@ -219,7 +232,8 @@ def _spans_decades(panel: Axes) -> bool:
 def _title(results: Results, groups: Sequence[Group]) -> str:
     counts = sorted({len(group.ended) for group in groups})
     n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return f"{results.experiment}, {results.scale} scale, n = {n} seeds"
+    unit = "seed" if n == "1" else "seeds"
+    return f"{results.experiment}, {results.scale} scale, n = {n} {unit}"
 
 
 def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:

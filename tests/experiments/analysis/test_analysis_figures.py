@@ -51,7 +51,7 @@ def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
     panels = figure.axes
     assert [panel.get_xlabel() for panel in panels] == ["epoch", "training time (s)"] * 2
     assert panels[2].get_ylabel() == "test top-1 accuracy (%)"
-    assert figure.get_suptitle() == "toy, reduced scale, n = 1 seeds"
+    assert figure.get_suptitle() == "toy, reduced scale, n = 1 seed"
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["SGD (n = 1)", "Adam (n = 1)"]
     assert "smallest to largest seed" in legend.get_title().get_text()
@@ -64,6 +64,16 @@ def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
     near = results_of(tmp_path / "near", FakeRun(loss=(2.0, 1.0, 0.9)))
     assert figures.training_figure(far).axes[0].get_yscale() == "log"
     assert figures.training_figure(near).axes[0].get_yscale() == "linear"
+
+
+def test_loss_that_explodes_leaves_the_others_readable(tmp_path):
+    lost = FakeRun("adam", status="diverged", loss=(2.0, 5.0, 1e25))
+    panel = figures.training_figure(results_of(tmp_path, FakeRun(loss=(2.0, 1.0, 0.1)), lost)).axes[
+        0
+    ]
+    assert panel.get_ylim() == pytest.approx((0.1 / 1.3, 20.0))
+    (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
+    assert list(cross.get_ydata()) == [pytest.approx(20.0)]  # at the upper edge, still seen
 
 
 def test_no_records_no_figure(tmp_path):
