@@ -65,13 +65,12 @@ class Campaign:
     results_dir: Path
     overrides: tuple[str, ...] = ()
 
-    def arguments(self, optimizer: str, seed: int) -> list[str]:
-        """Hydra overrides of one run, without the results directory."""
+    def arguments(self, optimizer: str) -> list[str]:
+        """Hydra overrides of one optimizer's runs, without the seed and the results directory."""
         return [
             f"experiment={self.experiment}",
             f"optimizer={optimizer}",
             f"scale={self.scale}",
-            f"seed={seed}",
             *self.overrides,
         ]
 
@@ -81,15 +80,19 @@ class Campaign:
         Raises:
             UserError: a name, a key or a value will not do.
         """
+        configs = []
+        for optimizer in self.optimizers:
+            config = compose_config(self.arguments(optimizer))
+            # Set here and not as an override: a path may hold what Hydra's grammar reserves.
+            config.results_dir = str(self.results_dir)
+            configs.append(config)
+            note = recipe_note(config)
+            if note is not None:
+                logger.warning(note)
         specs = []
         for seed in self.seeds:
-            for optimizer in self.optimizers:
-                config = compose_config(self.arguments(optimizer, seed))
-                # Set here and not as an override: a path may hold what Hydra's grammar reserves.
-                config.results_dir = str(self.results_dir)
-                note = recipe_note(config)
-                if note is not None and seed == self.seeds[0]:
-                    logger.warning(note)
+            for config in configs:
+                config.seed = seed
                 specs.append(RunSpec.from_config(config))
         return specs
 
@@ -203,8 +206,8 @@ def plan_text(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
     pairs = [(name, seed) for seed in campaign.seeds for name in campaign.optimizers]
     for spec, (optimizer, seed) in zip(specs, pairs, strict=True):
         if finished_outcome(spec) is None:
-            arguments = campaign.arguments(optimizer, seed)
-            arguments.append(f"results_dir={campaign.results_dir}")
+            arguments = campaign.arguments(optimizer)
+            arguments += [f"seed={seed}", f"results_dir={campaign.results_dir}"]
             lines.append(f"  {shlex.join(['python', '-m', 'experiments.train', *arguments])}")
     return "\n".join(lines)
 
