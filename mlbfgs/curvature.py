@@ -1,9 +1,9 @@
 """The pair history W = [S; Ŷ], its Gram matrix, and the product H g.
 
 For every block b with slice [a, e) of the flat vector, W[:, a:e] holds M rows of s and M rows of
-damped ŷ in ring slots, and H_b = γ_b I + W_bᵀ C_b W_b (`mlbfgs.compact`). Matrix-vector products
-run over tiles of at most `TILE_NUMEL` numbers whose float32 partial sums are added in float64: that
-keeps the vector in cache and the rounding error independent of n.
+damped ŷ in ring slots, and H_b = γ_b I + W_bᵀ C_b W_b (`mlbfgs.compact`). Products run over tiles
+that stay in cache; p = W g adds float32 sums of `CHAIN` products in float64, so that its rounding
+error does not grow with n, and the Gram matrix, once per pair, is computed in float64 altogether.
 
 Everything but W and the count of accepted pairs follows from them, so neither the Gram matrix nor C
 is part of a checkpoint; `rebuild` repeats exactly the products that `push` computed.
@@ -20,8 +20,12 @@ from torch import Tensor
 
 from mlbfgs.compact import compact_coefficients, ring_order
 
-#: Numbers of a flat vector per matrix-vector product.
+#: Numbers of a flat vector per tile.
 TILE_NUMEL = 1 << 20
+#: Products that are added up in the arithmetic's own dtype before float64 takes over.
+CHAIN = 1 << 12
+#: Numbers of a flat vector per tile of the Gram matrix, whose rows are widened to float64.
+GRAM_TILE_NUMEL = 1 << 16
 
 
 class CurvatureHistory:
@@ -82,7 +86,7 @@ class CurvatureHistory:
             g: (stop - start,) part of the vector.
         """
         for a, b in _tiles(start, stop):
-            p[block].add_(torch.mv(self._tile(a, b), g[a - start : b - start]))
+            p[block].add_(_row_sums(self._tile(a, b), g[a - start : b - start], p.dtype))
 
     def coefficients(self, p: Tensor) -> Tensor:
         """c = C p for every block: the weights of the rows of W in H g - γ g.
@@ -160,8 +164,9 @@ class CurvatureHistory:
     def _add_to_gram(self, block: int, slot: int) -> None:
         rows = [slot, self.history_size + slot]
         columns = self.gram.new_zeros(2, 2 * self.history_size)
-        for a, b in self.tiles(block):
-            w = self._tile(a, b)
+        span = self.blocks[block]
+        for a, b in _tiles(span.start, span.stop, GRAM_TILE_NUMEL):
+            w = self.W[:, a:b].to(self.sum_dtype)
             for column, row in zip(columns, rows, strict=True):
                 column.add_(torch.mv(w, w[row]))
         for column, row in zip(columns, rows, strict=True):
@@ -178,6 +183,22 @@ class CurvatureHistory:
         self.gamma[block].copy_(gamma)
 
 
-def _tiles(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    for a in range(start, stop, TILE_NUMEL):
-        yield a, min(a + TILE_NUMEL, stop)
+def _row_sums(w: Tensor, g: Tensor, sum_dtype: torch.dtype) -> Tensor:
+    """W g in chains of `CHAIN` products, added up in `sum_dtype`: (r, l), (l,) -> (r,)."""
+    rows, length = w.shape
+    chains = length // CHAIN
+    even = chains * CHAIN
+    total = torch.zeros(rows, dtype=sum_dtype, device=w.device)
+    if chains:
+        batches = w.as_strided((chains, rows, CHAIN), (CHAIN, w.stride(0), w.stride(1)))
+        sums = torch.bmm(batches, g[:even].view(chains, CHAIN, 1))
+        total.add_(sums.squeeze(2).sum(0, dtype=sum_dtype))
+    if even < length:
+        total.add_(torch.mv(w[:, even:], g[even:]))
+    return total
+
+
+def _tiles(start: int, stop: int, size: int | None = None) -> Iterator[tuple[int, int]]:
+    size = size or TILE_NUMEL
+    for a in range(start, stop, size):
+        yield a, min(a + size, stop)

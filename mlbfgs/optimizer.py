@@ -17,6 +17,7 @@ flat vectors are (n,), W is (2M, n).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
@@ -29,6 +30,8 @@ from mlbfgs.diagnostics import CurvatureRecord, curvature_record
 from mlbfgs.flat_state import FlatState
 from mlbfgs.layout import Layout, Segment
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -281,6 +284,10 @@ class MLBFGS(Optimizer):
                 flat.damped[block] += pair.damped
             else:
                 flat.skipped[block] += 1
+                logger.warning(
+                    "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
+                    *(flat.step, block, ss, sy, yy),
+                )
             self._records.append(curvature_record(flat, block, pair, *of_direction))
 
     def _seed_averages(self, flat: FlatState, present: Sequence[bool]) -> None:
