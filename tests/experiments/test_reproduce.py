@@ -1,0 +1,152 @@
+"""The campaign: what it plans, that it survives being killed, what it shows."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.launch import Outcome
+from experiments.progress import Progress, duration
+from experiments.reproduce import main, optimizers_with_recipe
+from experiments.run_directory import RunStatus, read_status
+from experiments.spec import RunSpec
+from tests.experiments.run_configs import run_spec
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> None:
+    assert optimizers_with_recipe("digits_mlp") == ("sgd", "adam", "slimqn", "mlbfgs")
+    assert optimizers_with_recipe("cifar10_resnet18_slimqn") == ("sgd", "slimqn")
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("digits", "did you mean 'digits_mlp'"),
+        ("digits_mlp --optimizers sgd,sdg", "did you mean 'sgd'"),
+        ("digits_mlp --optimizers sgd,sgd", "each entry once"),
+        ("digits_mlp --seeds 0,x", "--seeds '0,x'"),
+        ("digits_mlp --seeds -1", "--seeds '-1'"),
+        ("digits_mlp --scale huge", "scale=huge does not exist"),
+        ("digits_mlp --jobs 0", "--jobs 0"),
+        ("digits_mlp seed=3", "write --seeds"),
+        ("digits_mlp optimizer=sgd", "write --optimizers"),
+        ("digits_mlp train.epoch=3", "did you mean 'epochs'"),
+        ("digits_mlp --optimizers sgd --seeds 0 train.batch_size=5000", "batch size 5000"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    line: str, wanted: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*line.replace("--seeds -1", "--seeds=-1").split(), "--results-dir", str(tmp_path)]
+    assert main(arguments) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith("error: ") and wanted in told[0]
+
+
+@pytest.mark.slow
+def test_campaign_runs_judges_and_does_nothing_twice(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "with space, and comma"
+    campaign = ["digits_mlp", "--scale", "smoke", "--seeds", "0,1", "--results-dir", str(folder)]
+    campaign += ["--optimizers", "sgd,mlbfgs", "--jobs", "2"]
+    assert main([*campaign, "--plan"]) == 0
+    planned = capfd.readouterr().out
+    assert "4 runs, 0 finished, 4 to run" in planned
+    assert planned.count("experiments.train") == 4 and not folder.exists()
+
+    assert main([*campaign]) == 0
+    said = capfd.readouterr().out
+    assert "[4/4]" in said and "mL-BFGS" in said
+    paths = [Path(line) for line in said.splitlines() if line.startswith(str(folder))]
+    assert paths and all(path.is_file() for path in paths)
+    assert {".svg", ".png", ".md", ".csv"} <= {path.suffix for path in paths}
+    records = {path: path.read_bytes() for path in folder.glob("runs/*/*/*/metrics.jsonl")}
+    assert len(records) == 4
+
+    assert main([*campaign, "--status"]) == 0
+    assert "4 runs, 4 finished, 0 to run" in capfd.readouterr().out
+    assert main([*campaign]) == 0
+    assert "[" not in capfd.readouterr().out.split("Accuracy")[0]
+    assert all(path.read_bytes() == before for path, before in records.items())
+
+
+@pytest.mark.slow
+def test_campaign_survives_being_killed_and_a_diverging_run(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.reproduce", "digits_mlp", "optimizer.lr=1e6"]
+    command += ["--optimizers", "adam,sgd", "--seeds", "0", "--results-dir", str(tmp_path)]
+    command += ["train.epochs=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 90
+        while not list(tmp_path.glob("runs/digits_mlp/adam/*/checkpoints/*.pt")):
+            assert time.monotonic() < deadline and first.poll() is None
+            time.sleep(0.05)
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    # The worker ends with its parent, within moments, and its lock goes with it.
+    time.sleep(2)
+    again = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "sgd seed 0 diverged" in again.stdout
+    statuses = {}
+    for directory in tmp_path.glob("runs/*/*/*"):
+        status = read_status(directory)
+        assert status is not None
+        statuses[directory.parent.name] = status.status
+    assert statuses["sgd"] == "diverged" and statuses["adam"] in ("done", "diverged")
+
+
+def test_progress_counts_runs_and_estimates_the_time_left(tmp_path: Path) -> None:
+    specs = [run_spec(tmp_path, seed=seed, **{"train.epochs": 10}) for seed in (0, 1)]
+    plain, terminal = io.StringIO(), Terminal()
+    for stream in (plain, terminal):
+        _reset(specs)
+        progress = Progress(specs, finished_before=3, stream=stream, plain_interval_s=3600)
+        progress._started_s -= 100  # as if the campaign had begun 100 s ago
+        _write(specs[0], RunStatus("running", epoch=4))
+        progress.show([specs[0].directory])
+        _write(specs[0], RunStatus("done", epoch=10))
+        progress.ended(Outcome(specs[0].directory, "done"))
+        progress.ended(Outcome(specs[1].directory, "diverged", "not finite"))
+    # 100 s for 4 epochs, 16 to go; then 100 s for 10, 10 to go.
+    assert "\r\x1b[K[3/5] sgd seed 0 epoch 4/10, 6 min 40 s left" in terminal.getvalue()
+    assert plain.getvalue().splitlines() == [
+        "3 of 5 runs were finished before",
+        "[4/5] sgd seed 0 done, 1 min 40 s left",
+        "[5/5] sgd seed 1 diverged: not finite",
+    ]
+
+
+def test_duration_is_readable() -> None:
+    shown = [duration(seconds) for seconds in (0.4, 59.4, 59.6, 125, 3599.9, 7500)]
+    assert shown == ["0 s", "59 s", "1 min 00 s", "2 min 05 s", "1 h 00 min", "2 h 05 min"]
+
+
+def _write(spec: RunSpec, status: RunStatus) -> None:
+    spec.directory.mkdir(parents=True, exist_ok=True)
+    text = f'{{"status": "{status.status}", "epoch": {status.epoch}, "step": 0, "message": ""}}'
+    (spec.directory / "status.json").write_text(text)
+
+
+def _reset(specs: list[RunSpec]) -> None:
+    for spec in specs:
+        (spec.directory / "status.json").unlink(missing_ok=True)
