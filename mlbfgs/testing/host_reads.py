@@ -22,7 +22,7 @@ DATA_DEPENDENT = frozenset({
 })  # fmt: skip
 
 
-class HostReads(TorchDispatchMode):
+class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, answers reads of meta tensors and remembers them.
 
     Attributes:
@@ -30,7 +30,7 @@ class HostReads(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.reads: list[str] = []
 
     def __torch_dispatch__(

@@ -68,7 +68,7 @@ def plain_loop(subject: Subject) -> None:
     expect(difference is None, f"a second run: {difference}")
     losses = []
     model = small_network()
-    optimizer = subject.make(model.parameters(), **decay(subject, {}))
+    optimizer = subject.make(model.parameters(), **decay(subject, {"lr": 0.01}))
     for _ in range(10):
         losses.append(sum(train(model, optimizer, subject.horizon)))
     expect(losses[-1] < losses[0], f"the loss goes from {losses[0]:.3g} to {losses[-1]:.3g}")
@@ -206,5 +206,5 @@ def timm_registry(subject: Subject) -> None:
     for m, o in ((model, optimizer), (by_hand, plain)):
         train(m, o, subject.horizon)
     values = [[p.detach() for p in m.parameters()] for m in (by_hand, model)]
-    difference = first_difference(*values, "parameters")
+    difference = first_difference(values[0], values[1], "parameters")
     expect(difference is None, f"unlike made by hand: {difference}")

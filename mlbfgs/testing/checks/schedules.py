@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer, lr_scheduler
 
 from mlbfgs.testing.compare import first_difference
 from mlbfgs.testing.outcome import NotRunError, expect, unless_refused
-from mlbfgs.testing.problems import batch, decay, small_network, start, train
+from mlbfgs.testing.problems import batch, decay, small_network, start, through_file, train
 from mlbfgs.testing.registry import Registry
 from mlbfgs.testing.subject import Subject
 
@@ -141,7 +141,7 @@ def scheduler_resumes(subject: Subject) -> None:
         run.advance()
         schedules[0].step()
     schedules[1].load_state_dict(schedules[0].state_dict())
-    resumed.optimizer.load_state_dict(run.optimizer.state_dict())
+    resumed.optimizer.load_state_dict(through_file(run.optimizer.state_dict()))
     resumed.step = run.step
     with torch.no_grad():
         for p, q in zip(resumed.params, run.params, strict=True):
@@ -177,6 +177,7 @@ def scaler_skips_cleanly(subject: Subject) -> None:
         scaler.update()
         values = [[p.detach() for p in m.parameters()] for m in models]
         states = [o.state_dict()["state"] for o in (plain, scaled)]
-        difference = first_difference(*values, "parameters") or first_difference(*states, "state")
+        difference = first_difference(values[0], values[1], "parameters")
+        difference = difference or first_difference(states[0], states[1], "state")
         kind = "skipped" if step in overflows else "ordinary"
         expect(difference is None, f"{kind} step {step}: {difference}")

@@ -111,7 +111,8 @@ def gradients_are_never_changed(subject: Subject) -> None:
     for maximize in (False, True):
         if maximize and not subject.has("maximize"):
             continue
-        run = start(subject, **({"maximize": True, "lr": 1e-4} if maximize else {}))
+        options: dict[str, Any] = {"maximize": True, "lr": 1e-4} if maximize else {}
+        run = start(subject, **options)
         for _ in range(subject.steps("with a full history") + 1):
             run.problem.set_gradients(run.step)
             given = [p.grad for p in run.params if p.grad is not None]

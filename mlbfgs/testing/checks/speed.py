@@ -82,10 +82,9 @@ def compiled_model(subject: Subject) -> None:
         losses.append(train(callable_model, optimizer, subject.horizon))
         models.append(model)
     torch._dynamo.reset()
-    difference = first_difference(*losses, "loss")
-    difference = difference or first_difference(
-        *([p.detach() for p in m.parameters()] for m in models), "parameters"
-    )
+    values = [[p.detach() for p in m.parameters()] for m in models]
+    difference = first_difference(losses[0], losses[1], "loss")
+    difference = difference or first_difference(values[0], values[1], "parameters")
     expect(difference is None, difference or "")
 
 

@@ -101,11 +101,12 @@ def load_onto_another_device(subject: Subject) -> None:
     """State saved on one device loads onto another, wherever the parameters are."""
     run = start(subject)
     run.advance(subject.steps("with a full history"))
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
     # Parameters on "meta" stand for a device that the state did not come from.
-    for device in ["meta", *([accelerator.type] if accelerator else [])]:
+    devices = ["meta"]
+    if torch.accelerator.is_available():
+        accelerator = torch.accelerator.current_accelerator()
+        devices += [accelerator.type] if accelerator is not None else []
+    for device in devices:
         params = [Parameter(p.detach().to(device)) for p in run.params]
         optimizer = subject.make(params)
         optimizer.load_state_dict(through_file(run.optimizer.state_dict(), map_location="cpu"))
@@ -190,7 +191,7 @@ def memory_is_as_documented(subject: Subject) -> None:
     if not subject.has("history_size"):
         raise UnsupportedError("keeps no pairs: there is no 'history_size' in the settings")
     for momentum in (0.9, 0.0) if subject.has("momentum") else (0.0,):
-        options = {"momentum": momentum} if subject.has("momentum") else {}
+        options: dict[str, Any] = {"momentum": momentum} if subject.has("momentum") else {}
         run = start(subject, **options)
         n = sum(p.numel() for p in run.params)
         expected = (4 + 2 * subject.history_size + (momentum != 0)) * n
@@ -232,7 +233,7 @@ def memory_does_not_grow(subject: Subject) -> None:
         return {"live tensors": tensors, "live bytes": live, "bytes of state": state}
 
     first = measure()
-    for phase in PHASES[2:]:
+    for phase in ("on the step of a pair", "with a full history"):
         run.advance(subject.steps(phase) - run.step)
         now = measure()
         grown = {k: f"{first[k]} -> {now[k]}" for k in now if now[k] != first[k]}

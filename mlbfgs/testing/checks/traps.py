@@ -90,7 +90,8 @@ def checkpoint_before_the_first_step_leaves_no_trace(subject: Subject) -> None:
             get_optimizer_state_dict(model, optimizer)
         losses.append(train(model, optimizer, subject.horizon))
         states.append(optimizer.state_dict()["state"])
-    difference = first_difference(*losses, "loss") or first_difference(*states, "state")
+    difference = first_difference(losses[0], losses[1], "loss")
+    difference = difference or first_difference(states[0], states[1], "state")
     expect(difference is None, f"training goes another way: {difference}")
 
 
