@@ -152,6 +152,8 @@ class FlatState:
             missing = [name for name in self.views if name not in given]
             if given and missing:
                 logger.warning("the loaded state has no %s: starts anew", ", ".join(missing))
+            if {"s_history", "y_history"} & set(missing):  # half a pair is none
+                counters[i]["pairs"] = 0
         self.step = max(c["step"] for c in counters)
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
