@@ -152,7 +152,7 @@ def copies_have_hooks(subject: Subject) -> None:
     for copied in (copy.deepcopy(run.optimizer), pickle.loads(pickle.dumps(run.optimizer))):
         twin = _twin(run, copied)
         calls: list[int] = []
-        twin.optimizer.register_step_post_hook(lambda o, *_, calls=calls: calls.append(id(o)))  # type: ignore[misc]
+        twin.optimizer.register_step_post_hook(lambda o, *_, calls=calls: calls.append(id(o)))
         twin.optimizer.add_param_group({"params": [Parameter(torch.ones(2))]})
         twin.advance()
         expect(calls == [id(copied)], f"the hook of a copy fired {len(calls)} times")

@@ -15,7 +15,7 @@ from mlbfgs.testing.subject import Subject
 CHECKS = Registry()
 
 #: Tried one after the other; None is the optimizer's own default or the subject's setting.
-RATES = (0.1, 0.01, 0.001, None)
+RATES = (0.1, 0.01, 0.002, 0.001, None)
 
 
 def _reach(
