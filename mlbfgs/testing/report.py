@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -114,7 +115,7 @@ class Report:
             "",
             "Written by `mlbfgs.testing`; do not edit.",
             "",
-            f"torch {torch.__version__.partition('+')[0]}, on a CPU.",
+            f"On a CPU, with {_versions()}.",
             "",
             "| optimizer | made with | " + " | ".join(STATUSES) + " |",
             "|---|---|" + "---|" * len(STATUSES),
@@ -133,6 +134,16 @@ class Report:
                 lines.append("| " + " | ".join(row) + " |")
         reasons = [_escaped(reason) for reason in self._numbered_reasons()]
         return "\n".join([*lines, "", "## Reasons", "", *reasons, ""])
+
+
+def _versions() -> str:
+    found = [f"torch {torch.__version__.partition('+')[0]}"]
+    for package in ("timm", "lightning", "accelerate", "transformers"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
 
 
 def _escaped(text: str) -> str:

@@ -213,7 +213,8 @@ def _live_bytes() -> tuple[int, int]:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        if issubclass(type(item), Tensor) and item.device.type == "cpu" and not item.is_sparse:
+        # exact types: what torch.compile has left behind are subclasses without storage
+        if type(item) in (Tensor, Parameter) and item.device.type == "cpu":
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return len(storages), sum(storages.values())

@@ -114,7 +114,13 @@ def distributed_checkpoint_round_trip(subject: Subject) -> None:
         expect(difference is None, f"saved {phase}: {difference}")
 
 
-def _low_precision_load(subject: Subject, dtype: torch.dtype) -> None:
+@CHECKS.for_each(
+    "Traps",
+    {"bfloat16": torch.bfloat16, "float16": torch.float16},
+    "`load_state_dict` keeps float32 state of {} parameters, and counters, bit for bit",
+)
+def low_precision_load(subject: Subject, dtype: torch.dtype) -> None:
+    """See the title."""
     run = start(subject, make_params(dtype=dtype))
     run.advance(subject.steps("with a full history"))
     saved = through_file(run.optimizer.state_dict())
@@ -128,13 +134,6 @@ def _low_precision_load(subject: Subject, dtype: torch.dtype) -> None:
     loaded = continued(run, subject, copy.deepcopy(saved)).optimizer.state_dict()
     difference = first_difference(saved["state"], loaded["state"], "state")
     expect(difference is None, f"loading changes {difference}")
-
-
-CHECKS.for_each(
-    "Traps",
-    {"bfloat16": torch.bfloat16, "float16": torch.float16},
-    "`load_state_dict` keeps float32 state of {} parameters, and counters, bit for bit",
-)(_low_precision_load)
 
 
 @CHECKS.check("Traps")
