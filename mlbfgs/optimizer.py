@@ -116,14 +116,17 @@ class MLBFGS(Optimizer):
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
-            "betas": (betas, betas) if isinstance(betas, (int, float)) else tuple(betas),
             "history_size": history_size,
             "update_interval": update_interval,
             "damping": damping,
             "curvature_bounds": None if curvature_bounds is None else tuple(curvature_bounds),
             "maximize": maximize,
         }
-        _check_group(defaults)
+        # In `defaults`, betas would pass for Adam's: OneCycleLR and CyclicLR would cycle β1 instead
+        # of the momentum. So the groups get them in `add_param_group`.
+        pair = (betas, betas) if isinstance(betas, (int, float)) else tuple(betas)
+        _check_group({**defaults, "betas": pair})
+        self._betas = pair
         self._blocks = blocks
         self._history_dtype = history_dtype
         self._records: list[CurvatureRecord] = []
@@ -374,6 +377,8 @@ class MLBFGS(Optimizer):
         Raises:
             ValueError: see the class.
         """
+        if isinstance(param_group, dict):  # else torch refuses it
+            param_group.setdefault("betas", self._betas)
         super().add_param_group(param_group)
         try:
             _check_group(self.param_groups[-1])
@@ -423,15 +428,16 @@ class MLBFGS(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
-        kept = ("_blocks", "_history_dtype", "_records")
+        kept = ("_betas", "_blocks", "_history_dtype", "_records")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; torch also calls this with loaded groups."""
         super().__setstate__(state)
         for group in self.param_groups:
+            own = {**self.defaults, "betas": self._betas}
             for key in (*SHARED, "lr", "momentum", "weight_decay", "maximize"):
-                group.setdefault(key, self.defaults[key])
+                group.setdefault(key, own[key])
             group["betas"] = tuple(group["betas"])
             if group["curvature_bounds"] is not None:
                 group["curvature_bounds"] = tuple(group["curvature_bounds"])
