@@ -25,7 +25,7 @@ def first_difference(a: Any, b: Any, path: str = "") -> str | None:
     if type(a) is not type(b):
         return f"{path or 'value'}: {type(a).__name__} became {type(b).__name__}"
     if isinstance(a, Mapping):
-        if list(a) != list(b):
+        if a.keys() != b.keys():
             return f"{path or 'dict'}: keys {list(a)} became {list(b)}"
         parts = ((a[key], b[key], f"{path}[{key!r}]") for key in a)
     elif isinstance(a, (list, tuple)):

@@ -333,6 +333,12 @@ class BranchesOnTheStep(HeavyBall):
         super().update(p, g, group)
 
 
+class LooksLikeAdam(HeavyBall):
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        self.defaults["betas"] = self.param_groups[0]["betas"] = (0.9, 0.9)
+
+
 class Noisy(HeavyBall):
     def update(self, p, g, group):
         super().update(p, g + 1e-3 * torch.rand_like(g), group)
@@ -371,6 +377,7 @@ FAULTS: list[tuple[type, type, str]] = [
     (CoarseState, HeavyBall, "precision_of_state[bfloat16]"),
     (FirstRateForever, HeavyBall, "scheduler[StepLR]"),
     (KeepsOutside, HeavyBall, "scheduler_resumes"),
+    (LooksLikeAdam, HeavyBall, "momentum_cycle[OneCycleLR]"),
     (RateToNumber, HeavyBall, "lr_as_tensor"),
     (StepsOnOverflow, HeavyBall, "scaler_skips_cleanly"),
     (StepsTwice, HeavyBall, "step_hooks_fire_in_order"),
