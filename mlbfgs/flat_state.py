@@ -39,8 +39,9 @@ class FlatState:
         history: the pairs of all blocks.
         flat: the flat vectors by name, each (n,).
         views: for each name, every parameter's view, in flat order.
+        pieces: for the vectors that a step updates, every piece's view, in flat order.
         work: a buffer of the largest segment's size.
-        work_views: for each segment, the views of its parameters into `work`.
+        work_pieces: for every piece, its view into `work`.
         step: steps taken.
         seeded: for each parameter, whether its averages have begun.
         skipped: for each block, pairs refused.
@@ -80,24 +81,24 @@ class FlatState:
         self.views = {name: layout.views(vector) for name, vector in self.flat.items()}
         self.views["s_history"] = layout.views(self.history.W[:history_size])
         self.views["y_history"] = layout.views(self.history.W[history_size:])
+        updated = [name for name in names if not name.endswith("snapshot")]
+        self.pieces = {name: layout.cut(self.views[name]) for name in updated}
         self.step = 0
         self.seeded = [False] * len(layout.params)
         self.skipped = [0] * len(layout.blocks)
         self.damped = [0] * len(layout.blocks)
-        self.work, self.work_views = self._allocate_work()
+        self.work, self.work_pieces = self._allocate_work()
 
-    def _allocate_work(self) -> tuple[Tensor, list[list[Tensor]]]:
-        layout = self.layout
-        size = max(s.stop - s.start for s in layout.segments)
-        work = torch.empty(size, dtype=layout.dtype, device=layout.device)
-        shapes = self.views["param_average"]
-        views = [
-            [
-                work.as_strided(shapes[i].shape, shapes[i].stride(), layout.offsets[i] - s.start)
-                for i in range(s.first, s.last)
-            ]
-            for s in layout.segments
-        ]
+    def _allocate_work(self) -> tuple[Tensor, list[Tensor]]:
+        segments, shapes = self.layout.segments, self.pieces["param_average"]
+        size = max((s.stop - s.start for s in segments), default=0)
+        work = torch.empty(size, dtype=self.layout.dtype, device=self.layout.device)
+        views: list[Tensor] = []
+        for segment in segments:
+            offset = 0
+            for like in shapes[segment.first : segment.last]:
+                views.append(work.as_strided(like.shape, like.stride(), offset))
+                offset += like.numel()
         return work, views
 
     @property

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast, overload
+from dataclasses import dataclass
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -33,11 +34,23 @@ from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 #: Settings of the one curvature history: the same in every parameter group.
 SHARED = ("betas", "history_size", "update_interval", "damping", "curvature_bounds")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a step touches of one segment: the pieces that have a gradient."""
+
+    incomplete: bool
+    theta: list[Tensor]
+    gradients: list[Tensor]
+    work: list[Tensor]
+    param_average: list[Tensor]
+    grad_average: list[Tensor]
+    momentum_buffer: list[Tensor]
 
 
 class MLBFGS(Optimizer):
@@ -170,36 +183,40 @@ class MLBFGS(Optimizer):
     def _step(self) -> None:
         flat = self._flat_state()
         layout, history = flat.layout, flat.history
-        present = [p.grad is not None for p in layout.params]
-        if not any(present):
+        grads = [p.grad for p in layout.params]
+        if all(g is None for g in grads):
             return
-        self._check_gradients(layout)
+        if any(g is not None and g.is_sparse for g in grads):
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
         flat.step += 1
-        self._seed_averages(flat, present)
+        self._seed_averages(flat)
         interval = cast(int, self._shared("update_interval"))
         pair_due = flat.step % interval == 0 and flat.step > interval
         preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
+        theta, gradients = layout.cut(layout.params), layout.cut(grads)
         p = history.new_projection()
         g_dot_g = p.new_zeros(len(layout.blocks))
 
-        for k, segment in enumerate(layout.segments):  # Alg. 1, lines 4-8
-            g = self._gather(flat, k, present)
-            self._update_averages(flat, k, present)
+        for segment in layout.segments:  # Alg. 1, lines 4-8
+            part = _part(flat, segment, theta, gradients)
+            g = self._gather(flat, segment, part)
+            self._update_averages(part)
             if pair_due:
                 g_dot_g[segment.block].add_(torch.dot(g, g))
             if preconditioned[segment.block]:
                 history.project(p, segment.block, segment.start, segment.stop, g)
             else:
-                self._descend(flat, k, present)
+                self._descend(segment, part)
 
         c = history.coefficients(p)
         if any(preconditioned):
             rows = c.to(layout.dtype)
-            for k, segment in enumerate(layout.segments):  # Alg. 1, lines 10-11
+            for segment in layout.segments:  # Alg. 1, lines 10-11
                 if preconditioned[segment.block]:
-                    g = self._gather(flat, k, present)
+                    part = _part(flat, segment, theta, gradients)
+                    g = self._gather(flat, segment, part)
                     history.precondition_(rows, segment.block, segment.start, segment.stop, g)
-                    self._descend(flat, k, present)
+                    self._descend(segment, part)
 
         if pair_due:  # Alg. 1, lines 13-17
             self._update_pairs(flat, torch.stack([g_dot_g, *_gram_products(flat, p, c)]))
@@ -208,58 +225,42 @@ class MLBFGS(Optimizer):
             flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
         flat.write_counters(self.state)
 
-    def _gather(self, flat: FlatState, k: int, present: Sequence[bool]) -> Tensor:
-        """Segment k's gradient with weight decay, in the work buffer (S Alg. 2, line 4)."""
-        segment = flat.layout.segments[k]
+    def _gather(self, flat: FlatState, segment: Segment, part: _Part) -> Tensor:
+        """The segment's gradient with weight decay, in the work buffer (S Alg. 2, line 4)."""
         group = self.param_groups[segment.group]
-        views = flat.work_views[k]
-        if not all(present[segment.first : segment.last]):
-            torch._foreach_zero_(views)
-            views = _present(views, segment, present)
-        params = _present(flat.layout.params[segment.first : segment.last], segment, present)
-        if params:
-            torch._foreach_copy_(views, [cast(Tensor, p.grad) for p in params])
+        if part.incomplete:
+            flat.work.zero_()
+        if part.theta:
+            torch._foreach_copy_(part.work, part.gradients)
             if group["maximize"]:
-                torch._foreach_neg_(views)
+                torch._foreach_neg_(part.work)
             if group["weight_decay"] != 0:
-                torch._foreach_add_(views, params, alpha=group["weight_decay"])
+                torch._foreach_add_(part.work, part.theta, alpha=group["weight_decay"])
         return flat.work[: segment.stop - segment.start]
 
-    def _update_averages(self, flat: FlatState, k: int, present: Sequence[bool]) -> None:
-        """Segment k's M_θ and M_g (Alg. 1, line 6); its gradient lies in the work buffer."""
-        segment = flat.layout.segments[k]
+    def _update_averages(self, part: _Part) -> None:
+        """The segment's M_θ and M_g (Alg. 1, line 6); its gradient lies in the work buffer."""
         beta1, beta2 = cast(tuple[float, float], self._shared("betas"))
-        span = slice(segment.first, segment.last)
-        params = _present(flat.layout.params[span], segment, present)
-        if params:
-            # lerp wants equal dtypes; only low-precision parameters are converted
-            params = [
-                p if p.dtype == flat.layout.dtype else p.to(flat.layout.dtype) for p in params
-            ]
-            averages = _present(flat.views["param_average"][span], segment, present)
-            torch._foreach_lerp_(averages, params, 1 - beta1)
-            averages = _present(flat.views["grad_average"][span], segment, present)
-            gradients = _present(flat.work_views[k], segment, present)
-            torch._foreach_lerp_(averages, gradients, 1 - beta2)
+        if part.theta:
+            dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
+            theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
+            torch._foreach_lerp_(part.param_average, theta, 1 - beta1)
+            torch._foreach_lerp_(part.grad_average, part.work, 1 - beta2)
 
-    def _descend(self, flat: FlatState, k: int, present: Sequence[bool]) -> None:
-        """Heavy ball and update of segment k; its direction lies in the work buffer."""
-        segment = flat.layout.segments[k]
+    def _descend(self, segment: Segment, part: _Part) -> None:
+        """Heavy ball and update of the segment; its direction lies in the work buffer."""
         group = self.param_groups[segment.group]
-        span = slice(segment.first, segment.last)
-        params = _present(flat.layout.params[span], segment, present)
-        step = _present(flat.work_views[k], segment, present)
-        if not params:
+        if not part.theta:
             return
+        step = part.work
         if group["momentum"] != 0:
-            buffers = _present(flat.views["momentum_buffer"][span], segment, present)
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, step)
-            step = buffers
+            torch._foreach_mul_(part.momentum_buffer, group["momentum"])
+            torch._foreach_add_(part.momentum_buffer, step)
+            step = part.momentum_buffer
         if isinstance(group["lr"], Tensor):  # as an alpha the host would have to read it
-            torch._foreach_sub_(params, torch._foreach_mul(step, group["lr"]))
+            torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"]))
         else:
-            torch._foreach_add_(params, step, alpha=-group["lr"])
+            torch._foreach_add_(part.theta, step, alpha=-group["lr"])
 
     def _update_pairs(self, flat: FlatState, direction: Tensor) -> None:
         """One pair for every block (Alg. 1, lines 14-16); holds the one host synchronisation."""
@@ -293,7 +294,7 @@ class MLBFGS(Optimizer):
                 )
             self._records.append(curvature_record(flat, block, pair, *of_direction))
 
-    def _seed_averages(self, flat: FlatState, present: Sequence[bool]) -> None:
+    def _seed_averages(self, flat: FlatState) -> None:
         """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
 
         So do its snapshots: a parameter that joins late has no part in the current s and y.
@@ -301,9 +302,9 @@ class MLBFGS(Optimizer):
         if all(flat.seeded):
             return
         for i, p in enumerate(flat.layout.params):
-            if present[i] and not flat.seeded[i]:
+            if p.grad is not None and not flat.seeded[i]:
                 group = self.param_groups[flat.layout.group_of[i]]
-                g = cast(Tensor, p.grad).to(flat.layout.dtype)
+                g = p.grad.to(flat.layout.dtype)
                 g = -g if group["maximize"] else g
                 g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
                 for moment, value in (("average", (p, g)), ("snapshot", (p, g))):
@@ -467,10 +468,12 @@ class MLBFGS(Optimizer):
         self.state.update(exposed)
 
     def _flat_state(self) -> FlatState:
-        """The state, allocated anew where a group was given momentum since."""
+        """The state, laid out anew where a group was given momentum or memory was reordered."""
         flat = self._built
         assert flat is not None
         if "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups):
+            self._rebuild(dict(self.state))
+        elif not flat.layout.fits():  # say, the model was made channels-last since
             self._rebuild(dict(self.state))
         if self._shared("history_size") != flat.history.history_size:
             raise ValueError(
@@ -504,10 +507,6 @@ class MLBFGS(Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 names.setdefault(p, name)
         return list(names.values())
-
-    def _check_gradients(self, layout: Layout) -> None:
-        if any(p.grad is not None and p.grad.is_sparse for p in layout.params):
-            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
 
 class SLIMQN(MLBFGS):
@@ -565,16 +564,26 @@ class SLIMQN(MLBFGS):
         )
 
 
+def _part(
+    flat: FlatState, segment: Segment, theta: list[Tensor], gradients: list[Tensor | None]
+) -> _Part:
+    here = [k for k in range(segment.first, segment.last) if gradients[k] is not None]
+    vectors = {name: [pieces[k] for k in here] for name, pieces in flat.pieces.items()}
+    return _Part(
+        incomplete=len(here) < segment.last - segment.first,
+        theta=[theta[k] for k in here],
+        gradients=[cast(Tensor, gradients[k]) for k in here],
+        work=[flat.work_pieces[k] for k in here],
+        param_average=vectors["param_average"],
+        grad_average=vectors["grad_average"],
+        momentum_buffer=vectors.get("momentum_buffer", []),
+    )
+
+
 def _gram_products(flat: FlatState, p: Tensor, c: Tensor) -> list[Tensor]:
     """(B,) pᵀc, cᵀ(W Wᵀ)c and the γ in use: dᵀg and dᵀd follow from them without a pass over n."""
     gram_c = torch.matmul(flat.history.gram, c.unsqueeze(-1)).squeeze(-1)
     return [(p * c).sum(1), (c * gram_c).sum(1), flat.history.gamma]
-
-
-def _present(tensors: list[_T], segment: Segment, present: Sequence[bool]) -> list[_T]:
-    """Those of a segment's tensors whose parameters have a gradient."""
-    here = present[segment.first : segment.last]
-    return tensors if all(here) else [t for t, has in zip(tensors, here, strict=True) if has]
 
 
 def _check_group(group: Mapping[str, Any]) -> None:
