@@ -159,24 +159,26 @@ def load_from_older_state(subject: Subject) -> None:
 
 @CHECKS.check("State")
 def load_into_another_block_plan(subject: Subject) -> None:
-    """A state loads under another block plan, and back without loss."""
+    """A state of one block loads under two, and back without loss; one of two trains as one."""
     subject.make_with(make_params(), blocks=2)
     for phase in PHASES:
-        run = start(subject)
+        run = start(subject, blocks=None)
         run.advance(subject.steps(phase))
         saved = through_file(run.optimizer.state_dict())
-        blocked = continued(run, subject, saved, blocks=2)
-        between = through_file(blocked.optimizer.state_dict())
+        halved = continued(run, subject, saved, blocks=2)
+        between = through_file(halved.optimizer.state_dict())
         difference = first_difference(saved, between, "state_dict")
         expect(difference is None, f"{phase}: {difference}")
-        blocked.advance(subject.horizon)
-        finite = all(bool(p.isfinite().all()) for p in blocked.params)
-        expect(finite, f"{phase}: the parameters are not finite")
-        back = continued(run, subject, between)
-        for one in (run, back):
+        back = continued(run, subject, between, blocks=None)
+        for one in (run, back, halved):
             one.advance(subject.horizon)
         difference = first_difference(run.values(), back.values(), "parameters")
         expect(difference is None, f"{phase}, back again: {difference}")
+        joined = continued(halved, subject, halved.optimizer.state_dict(), blocks=None)
+        joined.advance(subject.horizon)
+        for name, one in (("two blocks", halved), ("two blocks joined", joined)):
+            finite = all(bool(p.isfinite().all()) for p in one.params)
+            expect(finite, f"{phase}, {name}: the parameters are not finite")
 
 
 def _state_numbers(run: Run) -> int:
