@@ -180,3 +180,23 @@ def test_phases_are_what_they_are_called(name, caplog):
     assert 0 < pairs["with a part-filled history"] < m
     assert pairs["with a full history"] > m
     assert not caplog.records, "no pair may be skipped on the checks' own problem"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "bound",
+    [
+        pytest.param(bound, id=bound.check.name)
+        for bound in conformance_checks(SUBJECTS[0])
+        if bound.check.section in ("Traps", "Interface", "State") and not bound.check.slow
+    ],
+)
+def test_pieces_and_tiles_of_five_numbers_change_nothing(bound: BoundCheck, monkeypatch):
+    """The problems are tiny; with storage cut this small they cross every border there is."""
+    monkeypatch.setattr("mlbfgs.layout.SEGMENT_NUMEL", 5)
+    monkeypatch.setattr("mlbfgs.curvature.TILE_NUMEL", 3)
+    monkeypatch.setattr("mlbfgs.curvature.GRAM_TILE_NUMEL", 2)
+    outcome = bound.run()
+    assert outcome.status == EXPECTED["MLBFGS"].get(bound.check.name, ("pass",))[0], (
+        f"{outcome.status}: {outcome.reason}\n{outcome.details}"
+    )
