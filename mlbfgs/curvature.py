@@ -2,8 +2,8 @@
 
 For every block b with slice [a, e) of the flat vector, W[:, a:e] holds M rows of s and M rows of
 damped ŷ in ring slots, and H_b = γ_b I + W_bᵀ C_b W_b (`mlbfgs.compact`). Products run over tiles
-that stay in cache; p = W g adds float32 sums of `CHAIN` products in float64, so that its rounding
-error does not grow with n, and the Gram matrix, once per pair, is computed in float64 altogether.
+that stay in cache; p = W g adds the tiles' float32 sums in float64, so that its rounding error does
+not grow with n, and the Gram matrix, once per pair, is computed in float64 altogether.
 
 Everything but W and the count of accepted pairs follows from them, so neither the Gram matrix nor C
 is part of a checkpoint; `rebuild` repeats exactly the products that `push` computed.
@@ -21,11 +21,10 @@ from torch import Tensor
 from mlbfgs.compact import compact_coefficients, ring_order
 
 #: Numbers of a flat vector per tile.
-TILE_NUMEL = 1 << 20
-#: Products that are added up in the arithmetic's own dtype before float64 takes over.
-CHAIN = 1 << 12
-#: Numbers of a flat vector per tile of the Gram matrix, whose rows are widened to float64.
-GRAM_TILE_NUMEL = 1 << 16
+TILE_NUMEL = 1 << 18
+#: The same where products are summed: few enough for the rounding error of a float32 sum to stay
+#: that of float32 itself, and for the Gram matrix's float64 copies to stay in cache.
+SUM_TILE_NUMEL = 1 << 16
 
 
 class CurvatureHistory:
@@ -85,8 +84,11 @@ class CurvatureHistory:
             stop: last number plus one.
             g: (stop - start,) part of the vector.
         """
-        for a, b in _tiles(start, stop):
-            p[block].add_(_row_sums(self._tile(a, b), g[a - start : b - start], p.dtype))
+        tiles = list(_tiles(start, stop, SUM_TILE_NUMEL))
+        sums = g.new_empty(len(tiles), p.shape[1])
+        for row, (a, b) in zip(sums, tiles, strict=True):
+            torch.mv(self._tile(a, b), g[a - start : b - start], out=row)
+        p[block].add_(sums.sum(0, dtype=p.dtype))
 
     def coefficients(self, p: Tensor) -> Tensor:
         """c = C p for every block: the weights of the rows of W in H g - γ g.
@@ -165,7 +167,7 @@ class CurvatureHistory:
         rows = [slot, self.history_size + slot]
         columns = self.gram.new_zeros(2, 2 * self.history_size)
         span = self.blocks[block]
-        for a, b in _tiles(span.start, span.stop, GRAM_TILE_NUMEL):
+        for a, b in _tiles(span.start, span.stop, SUM_TILE_NUMEL):
             w = self.W[:, a:b].to(self.sum_dtype)
             for column, row in zip(columns, rows, strict=True):
                 column.add_(torch.mv(w, w[row]))
@@ -181,21 +183,6 @@ class CurvatureHistory:
         c, gamma = compact_coefficients(self.gram[block], self.pairs[block])
         self.C[block].copy_(c)
         self.gamma[block].copy_(gamma)
-
-
-def _row_sums(w: Tensor, g: Tensor, sum_dtype: torch.dtype) -> Tensor:
-    """W g in chains of `CHAIN` products, added up in `sum_dtype`: (r, l), (l,) -> (r,)."""
-    rows, length = w.shape
-    chains = length // CHAIN
-    even = chains * CHAIN
-    total = torch.zeros(rows, dtype=sum_dtype, device=w.device)
-    if chains:
-        batches = w.as_strided((chains, rows, CHAIN), (CHAIN, w.stride(0), w.stride(1)))
-        sums = torch.bmm(batches, g[:even].view(chains, CHAIN, 1))
-        total.add_(sums.squeeze(2).sum(0, dtype=sum_dtype))
-    if even < length:
-        total.add_(torch.mv(w[:, even:], g[even:]))
-    return total
 
 
 def _tiles(start: int, stop: int, size: int | None = None) -> Iterator[tuple[int, int]]:

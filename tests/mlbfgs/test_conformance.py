@@ -195,7 +195,7 @@ def test_pieces_and_tiles_of_five_numbers_change_nothing(bound: BoundCheck, monk
     """The problems are tiny; with storage cut this small they cross every border there is."""
     monkeypatch.setattr("mlbfgs.layout.SEGMENT_NUMEL", 5)
     monkeypatch.setattr("mlbfgs.curvature.TILE_NUMEL", 3)
-    monkeypatch.setattr("mlbfgs.curvature.GRAM_TILE_NUMEL", 2)
+    monkeypatch.setattr("mlbfgs.curvature.SUM_TILE_NUMEL", 2)
     outcome = bound.run()
     assert outcome.status == EXPECTED["MLBFGS"].get(bound.check.name, ("pass",))[0], (
         f"{outcome.status}: {outcome.reason}\n{outcome.details}"

@@ -1,0 +1,1 @@
+"""Benchmarks: each writes one JSON file and one Markdown table into results/benchmarks/."""
