@@ -244,12 +244,12 @@ def profile_of(optimizer: MLBFGS) -> dict[str, float]:
     return {key: own[key] / total for key in largest}
 
 
-def end_to_end(rounds: int) -> dict[str, Any]:
-    """The optimizers' seconds beside forward and backward of ResNet-50, 224 px, batch 16."""
+def end_to_end(network: str, rounds: int, *, batch: int = 16, pixels: int = 224) -> dict[str, Any]:
+    """The optimizers' seconds beside forward and backward of a whole network."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet50().to(memory_format=torch.channels_last)
-    images = torch.randn(16, 3, 224, 224).to(memory_format=torch.channels_last)
-    labels = torch.randint(1000, (16,))
+    model = NETWORKS[network]().to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, pixels, pixels).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (batch,))
 
     def forward_backward() -> None:
         model.zero_grad()
@@ -272,7 +272,7 @@ def end_to_end(rounds: int) -> dict[str, Any]:
     seconds = medians(contenders, rounds)
     passes = seconds["forward_backward"]
     return {
-        "network": "resnet50, 224 px, batch 16, float32, channels last",
+        "network": f"{network}, {pixels} px, batch {batch}, float32, channels last",
         "forward_backward_s": passes,
         "mlbfgs_step_s": seconds["mlbfgs"],
         "sgd_step_s": seconds["sgd"],
@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         "rounds": chosen.rounds,
         "floor_items": {"history, read twice": 4 * HISTORY_SIZE, **FLOOR_ITEMS},
         "sizes": {name: measure(name, chosen.rounds) for name in NETWORKS},
-        "end_to_end": end_to_end(max(3, chosen.rounds // 2)),
+        "end_to_end": end_to_end("resnet50", max(3, chosen.rounds // 2)),
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_atomically(chosen.out / "optimizer_step.json", json.dumps(result, indent=2) + "\n")
