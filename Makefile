@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer readme clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,8 +42,8 @@ bench: bench-optimizer ## all benchmarks
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 5 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
 
-readme: $(STAMP) ## put the committed tables into README.md
-	$(BIN)/python -m experiments.analysis.readme
+documents: $(STAMP) ## put the committed tables into README.md and docs/
+	$(BIN)/python -m experiments.analysis.documents
 
 clean: ## remove the environment, caches and the demo's results
 	rm -rf $(VENV) results/demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
