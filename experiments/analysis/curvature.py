@@ -26,13 +26,14 @@ class CurvatureSummary:
     Attributes:
         records: number of records.
         blocks: number of Hessian blocks.
-        damped_percent: percentage of records whose pair was damped.
+        damped_percent: percentage of records on which a threshold of the damping acted.
         accepted_percent: percentage of records whose pair was accepted.
         cosine: median of cos(d, g).
         uphill_percent: percentage of directions with a negative cosine.
         length_ratio: median of ‖d‖ / ‖g‖.
         gamma: median of gamma.
         mu: median of μ before damping.
+        mu_damped: median of μ after damping, which the constant part of it (1 - τ0) moves too.
     """
 
     records: int
@@ -44,10 +45,14 @@ class CurvatureSummary:
     length_ratio: float
     gamma: float
     mu: float
+    mu_damped: float
 
     def words(self) -> str:
         """One sentence on what the curvature did."""
-        parts = [f"damping acted on {_percent(self.damped_percent)} of pairs"]
+        parts = [
+            f"damping took μ from {self.mu:.2g} to {self.mu_damped:.2g} (medians), its thresholds "
+            f"acted on {_percent(self.damped_percent)} of pairs"
+        ]
         if self.accepted_percent < 100:
             parts.append(f"{_percent(100 - self.accepted_percent)} of pairs were refused")
         if np.isnan(self.cosine):
@@ -81,6 +86,7 @@ def summarise_curvature(group: Group) -> CurvatureSummary | None:
         length_ratio=_median(series(records, "direction_over_gradient")),
         gamma=_median(series(records, "gamma")),
         mu=_median(series(records, "mu")),
+        mu_damped=_median(series(records, "mu_damped")),
     )
 
 

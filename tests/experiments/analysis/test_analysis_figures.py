@@ -101,7 +101,8 @@ def test_looks_are_distinct_and_stable():
 def test_curvature_in_words(tmp_path, cosine, words):
     results = results_of(tmp_path, quasi_newton(cos_direction_gradient=cosine))
     text = summarise_curvature(results.groups[0]).words()
-    assert text.startswith("damping acted on 0 % of pairs; |d|/|g| 2.2 (median)")
+    assert text.startswith("damping took μ from 0.8 to 0.8 (medians), its thresholds acted on 0 %")
+    assert "; |d|/|g| 2.2 (median)" in text
     assert text.endswith(f"cos(d, g) {cosine:.2f} (median): {words}")
 
 
