@@ -33,12 +33,12 @@ def test_command_writes_every_file_and_prints_the_summary(results_dir):
     written = sorted(path.name for path in (results_dir / "summary" / "toy").iterdir())
     assert written == [
         "comparison.csv",
-        "tables.md",
         "curves-reduced.png",
         "curves-reduced.svg",
         "curves.csv",
         "summary.md",
         "table.csv",
+        "tables.md",
     ]
     assert all(name in done.stdout for name in written)
 

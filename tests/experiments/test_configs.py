@@ -14,7 +14,7 @@ from experiments.reproduce import optimizers_with_recipe
 from experiments.spec import RunSpec
 
 EXPERIMENTS = ("cifar100_resnet18", "cifar10_resnet18", "cifar10_resnet18_slimqn", "digits_mlp")
-OPTIMIZERS = ("adam", "adamw", "mlbfgs", "sgd", "slimqn")
+OPTIMIZERS = ("adam", "adamw", "kfac", "mlbfgs", "sgd", "slimqn")
 SCALES = ("full", "reduced", "smoke")
 
 # Typed in from the papers, not from the configs: M Table 5 with Section 5 and Appendix A.4.1,
