@@ -39,7 +39,7 @@ format: $(STAMP) ## let ruff rewrite the code
 
 bench: bench-optimizer ## all benchmarks
 
-bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 5 minutes)
+bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
