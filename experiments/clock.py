@@ -9,13 +9,17 @@ the device in every step; the parts are consecutive, and their sum is the traini
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["data", "forward_backward", "optimizer"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -93,8 +97,22 @@ class TrainingClock:
         self._events.append((part, event))
 
 
+def restart_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now on: a process may do several runs.
+
+    Where the system cannot forget a peak (outside Linux), the CPU's stays that of the process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        logger.debug("the peak of memory cannot be restarted: it counts from the process's start")
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory so far: allocated on a GPU, resident in the process on the CPU."""
+    """Largest memory since the last restart: allocated on a GPU, resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.checkpoint import CheckpointStore
-from experiments.clock import TrainingClock, peak_memory_bytes
+from experiments.clock import TrainingClock, peak_memory_bytes, restart_peak_memory
 from experiments.data import build_data
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, evaluate
@@ -124,6 +124,7 @@ class _Loop:
         if self.train.threads is not None:
             torch.set_num_threads(self.train.threads)
         self.device = choose_device(self.train.device)
+        restart_peak_memory(self.device)
         self.base_lr = float(spec.config.optimizer.lr)
         check_schedule(spec.config.schedule, base_lr=self.base_lr, epochs=self.train.epochs)
         self.schedule = read_schedule(spec.config.schedule)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 
 import pytest
 import torch
 
-from experiments.clock import PARTS, TrainingClock, peak_memory_bytes
+from experiments.clock import PARTS, TrainingClock, peak_memory_bytes, restart_peak_memory
 
 CPU = torch.device("cpu")
 # What `sleep` may overrun by on a loaded machine; it never underruns.
@@ -84,3 +85,13 @@ def test_peak_memory_of_the_process_grows_with_it():
     after = peak_memory_bytes(CPU)
     assert after - before > 0.5 * 4 * 50_000_000
     assert block.numel() > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
+def test_peak_memory_restarts_with_a_run():
+    block = torch.ones(100_000_000, dtype=torch.float32)
+    peak = peak_memory_bytes(CPU)
+    del block
+    assert peak_memory_bytes(CPU) == peak  # a peak stays
+    restart_peak_memory(CPU)
+    assert peak_memory_bytes(CPU) < peak - 200_000_000
