@@ -42,6 +42,7 @@ class FlatState:
         pieces: for the vectors that a step updates, every piece's view, in flat order.
         work: a buffer of the largest segment's size.
         work_pieces: for every piece, its view into `work`.
+        sums_in_one_pass: whether gradient and weight decay may be added straight into `work`.
         step: steps taken.
         seeded: for each parameter, whether its averages have begun.
         skipped: for each block, pairs refused.
@@ -88,6 +89,10 @@ class FlatState:
         self.skipped = [0] * len(layout.blocks)
         self.damped = [0] * len(layout.blocks)
         self.work, self.work_pieces = self._allocate_work()
+        # low-precision operands would be added in their own dtype before they are widened
+        self.sums_in_one_pass = layout.device.type == "cpu" and all(
+            p.dtype == layout.dtype for p in layout.params
+        )
 
     def _allocate_work(self) -> tuple[Tensor, list[Tensor]]:
         segments, shapes = self.layout.segments, self.pieces["param_average"]

@@ -231,7 +231,7 @@ class MLBFGS(Optimizer):
         if part.incomplete:
             flat.work.zero_()
         decay = group["weight_decay"]
-        if decay != 0 and flat.work.device.type == "cpu" and not group["maximize"]:
+        if decay != 0 and flat.sums_in_one_pass and not group["maximize"]:
             # the same sums as below, in one pass: there are no kernel launches to save on a CPU
             for out, g, t in zip(part.work, part.gradients, part.theta, strict=True):
                 torch.add(g, t, alpha=decay, out=out)

@@ -321,3 +321,23 @@ def test_needs_fewer_steps_than_sgd_on_an_ill_conditioned_quadratic():
     settings = {"betas": 0.5, "update_interval": 5, "damping": 1.0, "curvature_bounds": None}
     ours = steps_to_converge(lambda p: MLBFGS(p, lr=0.5, momentum=0.0, **settings))
     assert ours < sgd / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("maximize", [False, True])
+def test_weight_decay_is_added_in_float32_for_low_precision_parameters(dtype, maximize):
+    start, gradient = noisy_quadratic()
+    params = parameters(start, dtype)
+    optimizer = MLBFGS(params, lr=0.0, weight_decay=1e-3, betas=0.5, maximize=maximize)
+    sign = -1 if maximize else 1
+    averages = None
+    for t in range(1, 4):
+        set_gradients(params, gradient(flat_of(params).double(), t))
+        optimizer.step()
+        g = [sign * p.grad.float() + 1e-3 * p.detach().float() for p in params]
+        averages = [0.5 * a + 0.5 * b for a, b in zip(averages or g, g, strict=True)]
+    for p, expected in zip(params, averages, strict=True):
+        # float32 rounding; a sum rounded to bfloat16 is off by 4e-3
+        torch.testing.assert_close(
+            optimizer.state[p]["grad_average"], expected, rtol=1e-6, atol=1e-7
+        )
