@@ -1,9 +1,10 @@
 """One run as a frozen value: its resolved config, what of it decides the numbers, and its key.
 
 The key is the first ten hex digits of the SHA-256 over the *deciding values*: every leaf of the
-resolved config except those under `COSMETIC_KEYS`, together with `NUMERICS_VERSION`. It does not
-depend on the order of keys, on how a float is spelled, on the host or on the time, so one config
-has one key, and one directory, wherever it is run.
+resolved config except those under `COSMETIC_KEYS` and those that say what runs did before the key
+came (`LATER_KEYS`), together with `NUMERICS_VERSION`. It does not depend on the order of keys, on
+how a float is spelled, on the host or on the time, so one config has one key, and one directory,
+wherever it is run.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ COSMETIC_KEYS = (
     "train.keep_checkpoints",
     "train.timeout_s",
 )
+
+# Config keys that came after results were committed, with the value that says what runs did before:
+# a leaf with that value does not enter the key, so that the older runs keep theirs.
+LATER_KEYS: dict[str, Any] = {
+    "optimizer.variant": "paper",
+    "optimizer.direction": "hessian",
+    "dataset.holdout": None,
+}
 
 Scalar = str | int | float | bool | None
 _PATH_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -198,7 +207,8 @@ class RunSpec:
     def deciding_values(self) -> dict[str, Scalar]:
         """The leaves of the config that decide the numbers, by dotted path, normalised."""
         values = OmegaConf.to_container(self.config)
-        return {path: _normalised(value) for path, value in _leaves(values, "") if _decides(path)}
+        leaves = ((path, _normalised(value)) for path, value in _leaves(values, ""))
+        return {path: value for path, value in leaves if _decides(path, value)}
 
     @property
     def directory(self) -> Path:
@@ -265,8 +275,11 @@ def check(config: DictConfig, *, source: str = "the config") -> None:
 _ABSENT = object()
 
 
-def _decides(path: str) -> bool:
-    return not any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS)
+def _decides(path: str, value: Scalar) -> bool:
+    if any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS):
+        return False
+    # By repr, because True equals 1 to Python.
+    return path not in LATER_KEYS or repr(value) != repr(_normalised(LATER_KEYS[path]))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,7 @@ from omegaconf.errors import ReadonlyConfigError
 
 import experiments.spec
 from experiments.errors import UserError
-from experiments.spec import COSMETIC_KEYS, RunSpec
+from experiments.spec import COSMETIC_KEYS, LATER_KEYS, RunSpec
 from tests.experiments.run_configs import ROOT, run_config, run_spec
 
 
@@ -101,6 +101,23 @@ def test_key_depends_on_what_decides_numbers(key, value):
     assert changed.key != plain.key
     difference = changed.first_difference(plain)
     assert difference is not None and difference[0].startswith(key)
+
+
+@pytest.mark.parametrize("key", LATER_KEYS)
+def test_key_ignores_a_later_key_only_where_it_says_what_runs_did_before(key):
+    before = run_spec("results")
+    same = run_spec("results", **{key: LATER_KEYS[key]})
+    assert same.key == before.key and same.first_difference(before) is None
+    for value in ("other", 1, True, ["x"], {"base": LATER_KEYS[key]}):
+        assert run_spec("results", **{key: value}).key != before.key
+
+
+def test_committed_runs_keep_their_keys():
+    configs = sorted((ROOT / "results/runs").glob("*/*/*/config.yaml"))
+    assert len(configs) >= 16
+    for path in configs:
+        spec = RunSpec.load(path)
+        assert path.parent.parts[-3:] == spec.directory.parts[-3:]
 
 
 def test_key_depends_on_numerics_version(monkeypatch):

@@ -53,6 +53,19 @@ def test_cosmetic_keys_and_the_seed_do_not_split_a_group(tmp_path):
 def test_cosmetic_keys_are_those_of_the_run_key():
     spec = pytest.importorskip("experiments.spec")
     assert set(groups.COSMETIC_KEYS) == set(spec.COSMETIC_KEYS)
+    assert groups.LATER_KEYS == spec.LATER_KEYS
+
+
+def test_later_key_with_the_value_of_before_does_not_split_a_group(tmp_path):
+    first, second = FakeRun(seed=0), FakeRun(seed=1)
+    write_runs(tmp_path, first, second)
+    path = next(tmp_path.glob("runs/toy/sgd/*-seed1-*/config.yaml"))
+    plain = path.read_text()
+    assert "  name: sgd\n" in plain
+    for value, expected in (("paper", 1), ("released", 2)):
+        path.write_text(plain.replace("  name: sgd\n", f"  name: sgd\n  variant: {value}\n"))
+        (results,) = grouped(tmp_path)
+        assert len(results.groups) == expected
 
 
 def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
