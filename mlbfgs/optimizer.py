@@ -1,56 +1,26 @@
-"""MLBFGS and SLIMQN as torch optimizers.
+"""MLBFGS and SLIMQN as torch optimizers: settings, state and what a user may ask.
 
-A step reads as Algorithm 1 of M (Algorithm 2 of S), over segments of the flat vector instead of
-whole vectors, so that a segment's numbers are still in cache when the next operation wants them:
-
-    1. g = gradient + wd θ;  M_θ <- β1 M_θ + (1-β1) θ;  M_g <- β2 M_g + (1-β2) g;  p += W g
-    2. c = C p
-    3. d = γ g + Wᵀ c;  v <- m v + d;  θ <- θ - lr v
-    4. every T steps: a pair (s, ŷ) from the averages and their snapshots, then new snapshots
-
-During the first 2T steps d = g. g is gathered twice, in 1 and in 3: reading it again is cheaper
-than keeping a flat copy, which would cost a write and n numbers of memory.
-
-Legend: `n` numbers in all parameters, `M` history size, `T` update interval, `B` blocks;
-flat vectors are (n,), W is (2M, n).
+What a step does stands in `mlbfgs.step`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mlbfgs.damping import Bounds, damp
-from mlbfgs.diagnostics import CurvatureRecord, curvature_record
+from mlbfgs.damping import Bounds
+from mlbfgs.diagnostics import CurvatureRecord
 from mlbfgs.flat_state import FlatState
-from mlbfgs.layout import Layout, Segment
+from mlbfgs.layout import Layout
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
-
-logger = logging.getLogger(__name__)
+from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settings
+from mlbfgs.step import take_step
 
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-
-#: Settings of the one curvature history: the same in every parameter group.
-SHARED = ("betas", "history_size", "update_interval", "damping", "curvature_bounds")
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a step touches of one segment: the pieces that have a gradient."""
-
-    incomplete: bool
-    theta: list[Tensor]
-    gradients: list[Tensor]
-    work: list[Tensor]
-    param_average: list[Tensor]
-    grad_average: list[Tensor]
-    momentum_buffer: list[Tensor]
 
 
 class MLBFGS(Optimizer):
@@ -138,7 +108,7 @@ class MLBFGS(Optimizer):
         # In `defaults`, betas would pass for Adam's: OneCycleLR and CyclicLR would cycle β1 instead
         # of the momentum. So the groups get them in `add_param_group`.
         pair = (betas, betas) if isinstance(betas, (int, float)) else tuple(betas)
-        _check_group({**defaults, "betas": pair})
+        check_group({**defaults, "betas": pair})
         self._betas = pair
         self._blocks = blocks
         self._history_dtype = history_dtype
@@ -147,7 +117,7 @@ class MLBFGS(Optimizer):
         super().__init__(params, defaults)
         self._rebuild({})
 
-    # --- the algorithm -------------------------------------------------------------------------
+    # --- one step --------------------------------------------------------------------------------
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -182,140 +152,15 @@ class MLBFGS(Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
         flat = self._flat_state()
-        layout, history = flat.layout, flat.history
-        grads = [p.grad for p in layout.params]
+        grads = [p.grad for p in flat.layout.params]
         if all(g is None for g in grads):
             return
         if any(g is not None and g.is_sparse for g in grads):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        flat.step += 1
-        self._seed_averages(flat)
-        interval = cast(int, self._shared("update_interval"))
-        pair_due = flat.step % interval == 0 and flat.step > interval
-        preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
-        theta, gradients = layout.cut(layout.params), layout.cut(grads)
-        p = history.new_projection()
-        g_dot_g = p.new_zeros(len(layout.blocks))
-
-        parts = [_part(flat, segment, theta, gradients) for segment in layout.segments]
-        for segment, part in zip(layout.segments, parts, strict=True):  # Alg. 1, lines 4-8
-            g = self._gather(flat, segment, part)
-            self._update_averages(part)
-            if pair_due:
-                g_dot_g[segment.block].add_(torch.dot(g, g))
-            if preconditioned[segment.block]:
-                history.project(p, segment.block, segment.start, segment.stop, g)
-            else:
-                self._descend(segment, part)
-
-        c = history.coefficients(p)
-        if any(preconditioned):
-            rows = c.to(layout.dtype)
-            # Alg. 1, lines 10-11; backwards: what the loop above read last is still in cache
-            for segment, part in zip(reversed(layout.segments), reversed(parts), strict=True):
-                if preconditioned[segment.block]:
-                    g = self._gather(flat, segment, part)
-                    history.precondition_(rows, segment.block, segment.start, segment.stop, g)
-                    self._descend(segment, part)
-
-        if pair_due:  # Alg. 1, lines 13-17
-            self._update_pairs(flat, torch.stack([g_dot_g, *_gram_products(flat, p, c)]))
-        if flat.step % interval == 0:
-            flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
-            flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
+        records = take_step(flat, self.param_groups, shared_settings(self.param_groups), grads)
+        if records is not None:
+            self._records = records
         flat.write_counters(self.state)
-
-    def _gather(self, flat: FlatState, segment: Segment, part: _Part) -> Tensor:
-        """The segment's gradient with weight decay, in the work buffer (S Alg. 2, line 4)."""
-        group = self.param_groups[segment.group]
-        if part.incomplete:
-            flat.work.zero_()
-        decay = group["weight_decay"]
-        if decay != 0 and flat.sums_in_one_pass and not group["maximize"]:
-            # the same sums as below, in one pass: there are no kernel launches to save on a CPU
-            for out, g, t in zip(part.work, part.gradients, part.theta, strict=True):
-                torch.add(g, t, alpha=decay, out=out)
-        elif part.theta:
-            torch._foreach_copy_(part.work, part.gradients)
-            if group["maximize"]:
-                torch._foreach_neg_(part.work)
-            if decay != 0:
-                torch._foreach_add_(part.work, part.theta, alpha=decay)
-        return flat.work[: segment.stop - segment.start]
-
-    def _update_averages(self, part: _Part) -> None:
-        """The segment's M_θ and M_g (Alg. 1, line 6); its gradient lies in the work buffer."""
-        beta1, beta2 = cast(tuple[float, float], self._shared("betas"))
-        if part.theta:
-            dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
-            theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
-            torch._foreach_lerp_(part.param_average, theta, 1 - beta1)
-            torch._foreach_lerp_(part.grad_average, part.work, 1 - beta2)
-
-    def _descend(self, segment: Segment, part: _Part) -> None:
-        """Heavy ball and update of the segment; its direction lies in the work buffer."""
-        group = self.param_groups[segment.group]
-        if not part.theta:
-            return
-        step = part.work
-        if group["momentum"] != 0:
-            torch._foreach_mul_(part.momentum_buffer, group["momentum"])
-            torch._foreach_add_(part.momentum_buffer, step)
-            step = part.momentum_buffer
-        if isinstance(group["lr"], Tensor):  # as an alpha the host would have to read it
-            torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"]))
-        else:
-            torch._foreach_add_(part.theta, step, alpha=-group["lr"])
-
-    def _update_pairs(self, flat: FlatState, direction: Tensor) -> None:
-        """One pair for every block (Alg. 1, lines 14-16); holds the one host synchronisation."""
-        history = flat.history
-        averages = (flat.flat["param_average"], flat.flat["grad_average"])
-        snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
-        products = direction.new_zeros(3, len(flat.layout.blocks))
-        for block in range(len(flat.layout.blocks)):
-            for a, b in history.tiles(block):
-                s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
-                dots = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
-                products[:, block].add_(dots)
-        numbers = torch.cat([products, direction]).T.tolist()
-
-        self._records = []
-        for block, (ss, sy, yy, *of_direction) in enumerate(numbers):
-            pair = damp(
-                *(ss, sy, yy),
-                tau0=cast(float, self._shared("damping")),
-                bounds=cast("Bounds | None", self._shared("curvature_bounds")),
-                eps=torch.finfo(flat.layout.dtype).eps,
-            )
-            if pair.accepted:
-                history.push(block, averages, snapshots, pair.tau)
-                flat.damped[block] += pair.damped
-            else:
-                flat.skipped[block] += 1
-                logger.warning(
-                    "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
-                    *(flat.step, block, ss, sy, yy),
-                )
-            self._records.append(curvature_record(flat, block, pair, *of_direction))
-
-    def _seed_averages(self, flat: FlatState) -> None:
-        """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
-
-        So do its snapshots: a parameter that joins late has no part in the current s and y.
-        """
-        if all(flat.seeded):
-            return
-        for i, p in enumerate(flat.layout.params):
-            if p.grad is not None and not flat.seeded[i]:
-                group = self.param_groups[flat.layout.group_of[i]]
-                g = p.grad.to(flat.layout.dtype)
-                g = -g if group["maximize"] else g
-                g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
-                for moment, value in (("average", (p, g)), ("snapshot", (p, g))):
-                    flat.views[f"param_{moment}"][i].copy_(value[0])
-                    flat.views[f"grad_{moment}"][i].copy_(value[1])
-                flat.seeded[i] = True
 
     # --- what a user may ask -------------------------------------------------------------------
 
@@ -387,8 +232,8 @@ class MLBFGS(Optimizer):
             param_group.setdefault("betas", self._betas)
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
-            _check_parameters(self._parameters())
+            check_group(self.param_groups[-1])
+            check_parameters(self._parameters())
             if self._built is not None:
                 self._rebuild(self.state)
         except Exception:
@@ -447,7 +292,7 @@ class MLBFGS(Optimizer):
             group["betas"] = tuple(group["betas"])
             if group["curvature_bounds"] is not None:
                 group["curvature_bounds"] = tuple(group["curvature_bounds"])
-            _check_group(group)
+            check_group(group)
         if "_blocks" in state:  # a copy, not a load
             records = self._records
             self._rebuild(self.state)
@@ -456,12 +301,12 @@ class MLBFGS(Optimizer):
     def _rebuild(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Lay out flat storage for the groups as they are now and fill it from `values`."""
         params = self._parameters()
-        _check_parameters(params)
+        check_parameters(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         blocks = assign_blocks(self._blocks, self._names(), [p.numel() for p in params])
         flat = FlatState(
             Layout(params, [group_of[p] for p in params], blocks),
-            history_size=cast(int, self._shared("history_size")),
+            history_size=shared_settings(self.param_groups).history_size,
             history_dtype=self._history_dtype,
             with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
         )
@@ -480,24 +325,14 @@ class MLBFGS(Optimizer):
             self._rebuild(dict(self.state))
         elif not flat.layout.fits():  # say, the model was made channels-last since
             self._rebuild(dict(self.state))
-        if self._shared("history_size") != flat.history.history_size:
+        wanted = self.param_groups[0]["history_size"]
+        if wanted != flat.history.history_size:
             raise ValueError(
-                f"history_size cannot change from {flat.history.history_size} to "
-                f"{self._shared('history_size')} after construction"
+                f"history_size cannot change from {flat.history.history_size} to {wanted} "
+                "after construction"
             )
         assert self._built is not None
         return self._built
-
-    def _shared(self, key: str) -> object:
-        """A setting of the one curvature history, which no group may have for itself."""
-        value = self.param_groups[0][key]
-        for group in self.param_groups[1:]:
-            if group[key] != value:
-                raise ValueError(
-                    f"{key} must be the same in all parameter groups, not {value!r} and "
-                    f"{group[key]!r}: there is one curvature history"
-                )
-        return cast(object, value)
 
     def _parameters(self) -> list[Tensor]:
         """Every parameter once, in the order of the groups."""
@@ -566,64 +401,4 @@ class SLIMQN(MLBFGS):
             blocks=blocks,
             history_dtype=history_dtype,
             maximize=maximize,
-        )
-
-
-def _part(
-    flat: FlatState, segment: Segment, theta: list[Tensor], gradients: list[Tensor | None]
-) -> _Part:
-    here = [k for k in range(segment.first, segment.last) if gradients[k] is not None]
-    vectors = {name: [pieces[k] for k in here] for name, pieces in flat.pieces.items()}
-    return _Part(
-        incomplete=len(here) < segment.last - segment.first,
-        theta=[theta[k] for k in here],
-        gradients=[cast(Tensor, gradients[k]) for k in here],
-        work=[flat.work_pieces[k] for k in here],
-        param_average=vectors["param_average"],
-        grad_average=vectors["grad_average"],
-        momentum_buffer=vectors.get("momentum_buffer", []),
-    )
-
-
-def _gram_products(flat: FlatState, p: Tensor, c: Tensor) -> list[Tensor]:
-    """(B,) pᵀc, cᵀ(W Wᵀ)c and the γ in use: dᵀg and dᵀd follow from them without a pass over n."""
-    gram_c = torch.matmul(flat.history.gram, c.unsqueeze(-1)).squeeze(-1)
-    return [(p * c).sum(1), (c * gram_c).sum(1), flat.history.gamma]
-
-
-def _check_group(group: Mapping[str, Any]) -> None:
-    """The settings of one group, with messages in torch's own form."""
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-    elif not lr >= 0.0:
-        raise ValueError(f"Invalid learning rate: {lr}")
-    for key in ("momentum", "weight_decay"):
-        if not group[key] >= 0.0:
-            raise ValueError(f"Invalid {key} value: {group[key]}")
-    for i, beta in enumerate((beta1, beta2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-    for key in ("history_size", "update_interval"):
-        if not (isinstance(group[key], int) and group[key] >= 1):
-            raise ValueError(f"Invalid {key}: {group[key]} (a whole number, at least 1)")
-    if not 0.0 < group["damping"] <= 1.0:
-        raise ValueError(
-            f"Invalid damping: {group['damping']} (τ0 in (0, 1]; SLIM-QN's tables print 1 - τ0)"
-        )
-    bounds = group["curvature_bounds"]
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < 1.0 <= bounds[1]):
-        raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
-
-
-def _check_parameters(params: Sequence[Tensor]) -> None:
-    for p in params:
-        if not p.is_floating_point():
-            raise ValueError(f"parameters must be real floating-point tensors, not {p.dtype}")
-    devices = sorted({str(p.device) for p in params})
-    if len(devices) > 1:
-        raise ValueError(
-            f"all parameters must be on one device, not on {' and '.join(devices)}: "
-            "they share one flat vector"
         )

@@ -1,0 +1,101 @@
+"""The settings of the optimizer: what the groups share, and which values make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from mlbfgs.damping import Bounds
+
+
+@dataclass(frozen=True)
+class SharedSettings:
+    """Settings of the one curvature history: the same in every parameter group.
+
+    Attributes:
+        betas: β1 of the parameters' average and β2 of the gradients'.
+        history_size: M.
+        update_interval: T, in steps.
+        damping: τ0.
+        curvature_bounds: (σ_L, σ_H) or None.
+    """
+
+    betas: tuple[float, float]
+    history_size: int
+    update_interval: int
+    damping: float
+    curvature_bounds: Bounds | None
+
+
+#: Their names.
+SHARED = tuple(field.name for field in fields(SharedSettings))
+
+
+def shared_settings(groups: Sequence[Mapping[str, Any]]) -> SharedSettings:
+    """Read what the parameter groups share.
+
+    Args:
+        groups: the optimizer's `param_groups`.
+
+    Raises:
+        ValueError: two groups differ.
+    """
+    first = groups[0]
+    for key in SHARED:
+        for group in groups[1:]:
+            if group[key] != first[key]:
+                raise ValueError(
+                    f"{key} must be the same in all parameter groups, not {first[key]!r} and "
+                    f"{group[key]!r}: there is one curvature history"
+                )
+    return SharedSettings(**{key: first[key] for key in SHARED})
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Refuse settings of one group that are out of range, with messages in torch's own form.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    elif not lr >= 0.0:
+        raise ValueError(f"Invalid learning rate: {lr}")
+    for key in ("momentum", "weight_decay"):
+        if not group[key] >= 0.0:
+            raise ValueError(f"Invalid {key} value: {group[key]}")
+    for i, beta in enumerate((beta1, beta2)):
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+    for key in ("history_size", "update_interval"):
+        if not (isinstance(group[key], int) and group[key] >= 1):
+            raise ValueError(f"Invalid {key}: {group[key]} (a whole number, at least 1)")
+    if not 0.0 < group["damping"] <= 1.0:
+        raise ValueError(
+            f"Invalid damping: {group['damping']} (τ0 in (0, 1]; SLIM-QN's tables print 1 - τ0)"
+        )
+    bounds = group["curvature_bounds"]
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < 1.0 <= bounds[1]):
+        raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
+
+
+def check_parameters(params: Sequence[Tensor]) -> None:
+    """Refuse parameters that one flat vector cannot hold.
+
+    Raises:
+        ValueError: a parameter is complex or integer, or they are on several devices.
+    """
+    for p in params:
+        if not p.is_floating_point():
+            raise ValueError(f"parameters must be real floating-point tensors, not {p.dtype}")
+    devices = sorted({str(p.device) for p in params})
+    if len(devices) > 1:
+        raise ValueError(
+            f"all parameters must be on one device, not on {' and '.join(devices)}: "
+            "they share one flat vector"
+        )

@@ -1,0 +1,225 @@
+"""One step of the optimizer: Algorithm 1 of M (Algorithm 2 of S).
+
+It runs over segments of the flat vector instead of whole vectors, so that a segment's numbers are
+still in cache when the next operation wants them:
+
+    1. g = gradient + wd θ;  M_θ <- β1 M_θ + (1-β1) θ;  M_g <- β2 M_g + (1-β2) g;  p += W g
+    2. c = C p
+    3. d = γ g + Wᵀ c;  v <- m v + d;  θ <- θ - lr v
+    4. every T steps: a pair (s, ŷ) from the averages and their snapshots, then new snapshots
+
+During the first 2T steps d = g. g is gathered twice, in 1 and in 3: reading it again is cheaper
+than keeping a flat copy, which would cost a write and n numbers of memory.
+
+Legend: `n` numbers in all parameters, `M` history size, `T` update interval, `B` blocks;
+flat vectors are (n,), W is (2M, n).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mlbfgs.damping import damp
+from mlbfgs.diagnostics import CurvatureRecord, curvature_record
+from mlbfgs.flat_state import FlatState
+from mlbfgs.layout import Segment
+from mlbfgs.settings import SharedSettings
+
+logger = logging.getLogger(__name__)
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a step touches of one segment: the pieces that have a gradient."""
+
+    incomplete: bool
+    theta: list[Tensor]
+    gradients: list[Tensor]
+    work: list[Tensor]
+    param_average: list[Tensor]
+    grad_average: list[Tensor]
+    momentum_buffer: list[Tensor]
+
+
+def take_step(
+    flat: FlatState, groups: Groups, shared: SharedSettings, grads: Sequence[Tensor | None]
+) -> list[CurvatureRecord] | None:
+    """Move the parameters and update the state once.
+
+    Args:
+        flat: the state.
+        groups: the optimizer's `param_groups`.
+        shared: what they share.
+        grads: the gradients, in flat order; not all None.
+
+    Returns:
+        What happened at the pair update, one record for each block; None where none was due.
+    """
+    layout, history = flat.layout, flat.history
+    flat.step += 1
+    _seed_averages(flat, groups)
+    interval = shared.update_interval
+    pair_due = flat.step % interval == 0 and flat.step > interval
+    preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
+    theta, gradients = layout.cut(layout.params), layout.cut(grads)
+    p = history.new_projection()
+    g_dot_g = p.new_zeros(len(layout.blocks))
+
+    parts = [_part(flat, segment, theta, gradients) for segment in layout.segments]
+    for segment, part in zip(layout.segments, parts, strict=True):  # Alg. 1, lines 4-8
+        group = groups[segment.group]
+        g = _gather(flat, segment, part, group)
+        _update_averages(part, shared.betas)
+        if pair_due:
+            g_dot_g[segment.block].add_(torch.dot(g, g))
+        if preconditioned[segment.block]:
+            history.project(p, segment.block, segment.start, segment.stop, g)
+        else:
+            _descend(part, group)
+
+    c = history.coefficients(p)
+    if any(preconditioned):
+        rows = c.to(layout.dtype)
+        # Alg. 1, lines 10-11; backwards: what the loop above read last is still in cache
+        for segment, part in zip(reversed(layout.segments), reversed(parts), strict=True):
+            if preconditioned[segment.block]:
+                group = groups[segment.group]
+                g = _gather(flat, segment, part, group)
+                history.precondition_(rows, segment.block, segment.start, segment.stop, g)
+                _descend(part, group)
+
+    records = None
+    if pair_due:  # Alg. 1, lines 13-17
+        of_direction = torch.stack([g_dot_g, *_gram_products(flat, p, c)])
+        records = _update_pairs(flat, shared, of_direction)
+    if flat.step % interval == 0:
+        flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
+        flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
+    return records
+
+
+def _part(
+    flat: FlatState, segment: Segment, theta: list[Tensor], gradients: list[Tensor | None]
+) -> _Part:
+    here = [k for k in range(segment.first, segment.last) if gradients[k] is not None]
+    vectors = {name: [pieces[k] for k in here] for name, pieces in flat.pieces.items()}
+    return _Part(
+        incomplete=len(here) < segment.last - segment.first,
+        theta=[theta[k] for k in here],
+        gradients=[cast(Tensor, gradients[k]) for k in here],
+        work=[flat.work_pieces[k] for k in here],
+        param_average=vectors["param_average"],
+        grad_average=vectors["grad_average"],
+        momentum_buffer=vectors.get("momentum_buffer", []),
+    )
+
+
+def _seed_averages(flat: FlatState, groups: Groups) -> None:
+    """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
+
+    So do its snapshots: a parameter that joins late has no part in the current s and y.
+    """
+    if all(flat.seeded):
+        return
+    for i, p in enumerate(flat.layout.params):
+        if p.grad is not None and not flat.seeded[i]:
+            group = groups[flat.layout.group_of[i]]
+            g = p.grad.to(flat.layout.dtype)
+            g = -g if group["maximize"] else g
+            g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
+            for moment, value in (("average", (p, g)), ("snapshot", (p, g))):
+                flat.views[f"param_{moment}"][i].copy_(value[0])
+                flat.views[f"grad_{moment}"][i].copy_(value[1])
+            flat.seeded[i] = True
+
+
+def _gather(flat: FlatState, segment: Segment, part: _Part, group: Mapping[str, Any]) -> Tensor:
+    """The segment's gradient with weight decay, in the work buffer (S Alg. 2, line 4)."""
+    if part.incomplete:
+        flat.work.zero_()
+    decay = group["weight_decay"]
+    if decay != 0 and flat.sums_in_one_pass and not group["maximize"]:
+        # the same sums as below, in one pass: there are no kernel launches to save on a CPU
+        for out, g, t in zip(part.work, part.gradients, part.theta, strict=True):
+            torch.add(g, t, alpha=decay, out=out)
+    elif part.theta:
+        torch._foreach_copy_(part.work, part.gradients)
+        if group["maximize"]:
+            torch._foreach_neg_(part.work)
+        if decay != 0:
+            torch._foreach_add_(part.work, part.theta, alpha=decay)
+    return flat.work[: segment.stop - segment.start]
+
+
+def _update_averages(part: _Part, betas: tuple[float, float]) -> None:
+    """The segment's M_θ and M_g (Alg. 1, line 6); its gradient lies in the work buffer."""
+    if part.theta:
+        dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
+        theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
+        torch._foreach_lerp_(part.param_average, theta, 1 - betas[0])
+        torch._foreach_lerp_(part.grad_average, part.work, 1 - betas[1])
+
+
+def _descend(part: _Part, group: Mapping[str, Any]) -> None:
+    """Heavy ball and update of the segment; its direction lies in the work buffer."""
+    if not part.theta:
+        return
+    step = part.work
+    if group["momentum"] != 0:
+        torch._foreach_mul_(part.momentum_buffer, group["momentum"])
+        torch._foreach_add_(part.momentum_buffer, step)
+        step = part.momentum_buffer
+    if isinstance(group["lr"], Tensor):  # as an alpha the host would have to read it
+        torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"]))
+    else:
+        torch._foreach_add_(part.theta, step, alpha=-group["lr"])
+
+
+def _gram_products(flat: FlatState, p: Tensor, c: Tensor) -> list[Tensor]:
+    """(B,) pᵀc, cᵀ(W Wᵀ)c and the γ in use: dᵀg and dᵀd follow from them without a pass over n."""
+    gram_c = torch.matmul(flat.history.gram, c.unsqueeze(-1)).squeeze(-1)
+    return [(p * c).sum(1), (c * gram_c).sum(1), flat.history.gamma]
+
+
+def _update_pairs(
+    flat: FlatState, shared: SharedSettings, of_direction: Tensor
+) -> list[CurvatureRecord]:
+    """One pair for every block (Alg. 1, lines 14-16); holds the one host synchronisation."""
+    history = flat.history
+    averages = (flat.flat["param_average"], flat.flat["grad_average"])
+    snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
+    products = of_direction.new_zeros(3, len(flat.layout.blocks))
+    for block in range(len(flat.layout.blocks)):
+        for a, b in history.tiles(block):
+            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+            dots = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
+            products[:, block].add_(dots)
+    numbers = torch.cat([products, of_direction]).T.tolist()
+
+    records = []
+    for block, (ss, sy, yy, *directional) in enumerate(numbers):
+        pair = damp(
+            *(ss, sy, yy),
+            tau0=shared.damping,
+            bounds=shared.curvature_bounds,
+            eps=torch.finfo(flat.layout.dtype).eps,
+        )
+        if pair.accepted:
+            history.push(block, averages, snapshots, pair.tau)
+            flat.damped[block] += pair.damped
+        else:
+            flat.skipped[block] += 1
+            logger.warning(
+                "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
+                *(flat.step, block, ss, sy, yy),
+            )
+        records.append(curvature_record(flat, block, pair, *directional))
+    return records
