@@ -9,7 +9,9 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 * `difference`: subject minus reference;
 * `ordering`: the same, where the paper prints no number: above or below zero;
 * `ratio`: subject over reference;
-* `speedup`: reference over subject (for times: how many times faster the subject is).
+* `speedup`: reference over subject (for times: how many times faster the subject is);
+* `theory`: a quantity that needs no run, `<file>/<quantity>` of `results/theory/<file>.json`
+  (`experiments.analysis.theory`); such a claim names no optimizer.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from experiments.analysis.runs import SCALES
 from experiments.errors import UserError, nearest
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[2] / "results" / "claims.yaml"
-KINDS = ("value", "difference", "ordering", "ratio", "speedup")
+KINDS = ("value", "difference", "ordering", "ratio", "speedup", "theory")
 RULES = ("within", "above", "below")
+_WITHOUT_REFERENCE = ("value", "theory")
 _REQUIRED = ("row", "paper", "place", "statement", "experiment", "metric", "kind", "optimizer")
 _OPTIONAL = (
     "reference",
@@ -74,9 +77,9 @@ class Claim:
         place: table, figure or section.
         statement: quotation, or the cell in words.
         experiment: the experiment that tests it.
-        metric: a measure of a run.
+        metric: a measure of a run, or the quantity of a claim of theory.
         kind: one of `KINDS`.
-        optimizer: the subject.
+        optimizer: the subject; "" for a claim of theory.
         reference: the other optimizer; None for a value.
         printed: what the paper prints for the effect; None if it prints no number.
         margin: how far the effect may lie from it, in units of the effect.
@@ -109,6 +112,8 @@ class Claim:
 
     def settled_by(self, scale: str = "full") -> str:
         """The command whose runs would settle the claim."""
+        if self.kind == "theory":
+            return "make theory"
         return self.command or _reproduce(self.experiment, self.optimizers, scale)
 
     @property
@@ -122,8 +127,8 @@ def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str
     optimizers: dict[str, dict[str, None]] = {}
     own = []
     for claim in claims:
-        if claim.command:
-            own.append(claim.command)
+        if claim.command or claim.kind == "theory":
+            own.append(claim.settled_by())
         else:
             optimizers.setdefault(claim.experiment, {}).update(dict.fromkeys(claim.optimizers))
     runs = [_reproduce(name, tuple(needed), scale) for name, needed in optimizers.items()]
@@ -175,7 +180,9 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     for key in entry:
         if key not in (*_REQUIRED, *_OPTIONAL):
             raise UserError(f"{where}: unknown key {key!r}: {nearest(str(key), _ALL)}")
-    missing = [key for key in _REQUIRED if not entry.get(key)]
+    theory = entry.get("kind") == "theory"
+    required = [key for key in _REQUIRED if not (theory and key == "optimizer")]
+    missing = [key for key in required if not entry.get(key)]
     if missing:
         raise UserError(f"{where}: {', '.join(missing)} missing")
     kind, rule = str(entry["kind"]), str(entry.get("rule", "within"))
@@ -183,18 +190,21 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     for value, valid in ((kind, KINDS), (rule, RULES), *((s, SCALES) for s in judged_at)):
         if value not in valid:
             raise UserError(f"{where}: {value!r} is not valid: {nearest(str(value), valid)}")
-    try:
-        measure_named(str(entry["metric"]))
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from error
-    if (kind == "value") == ("reference" in entry):
-        needed = "no reference" if kind == "value" else "a reference optimizer"
+    if theory and "optimizer" in entry:
+        raise UserError(f"{where}: kind 'theory' has no optimizer")
+    if not theory:
+        try:
+            measure_named(str(entry["metric"]))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    if (kind in _WITHOUT_REFERENCE) == ("reference" in entry):
+        needed = "no reference" if kind in _WITHOUT_REFERENCE else "a reference optimizer"
         raise UserError(f"{where}: kind {kind!r} needs {needed}")
     printed = _printed(entry, kind, cells, where)
     _check_consistency(entry, kind, rule, printed, where)
     return Claim(
         id=name,
-        **{key: str(entry[key]) for key in _REQUIRED},
+        **{key: str(entry.get(key, "")) for key in _REQUIRED},
         reference=entry.get("reference"),
         printed=printed,
         margin=float(entry.get("margin", 0.0)),
@@ -217,7 +227,7 @@ def _check_consistency(
     margin = entry.get("margin")
     if printed is None:
         # A factor may be claimed without a number too ("faster"): then 1 is a tie.
-        if kind in ("value", "difference") or rule == "within":
+        if kind in ("value", "difference", "theory") or rule == "within":
             raise UserError(f"{where}: kind {kind!r}, rule {rule!r} needs 'cell' or 'printed'")
     elif margin is None:
         raise UserError(f"{where}: margin missing: it must be fixed before the run")
@@ -237,7 +247,7 @@ def _printed(
     if "printed" in entry:
         raise UserError(f"{where}: 'printed' stands in the cell already; name one of the two")
     subject = _cell(str(entry["cell"]), cells, where)
-    if kind == "value":
+    if kind in _WITHOUT_REFERENCE:
         return subject
     if "reference_cell" not in entry:
         raise UserError(f"{where}: kind {kind!r} with a cell needs a reference_cell too")

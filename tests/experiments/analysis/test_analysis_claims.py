@@ -132,6 +132,24 @@ def test_schema_holds_the_other_rows(tmp_path):
     assert [claim.id for claim in load_claims(tmp_path / "claims.yaml")] == sorted(OTHER_ROWS)
 
 
+THEORY = {
+    **{key: CLAIM[key] for key in ("row", "paper", "place", "statement", "margin")},
+    **{"experiment": "theory", "kind": "theory", "metric": "file/quantity", "printed": 1.0},
+}
+
+
+def test_claim_of_theory_names_a_quantity_and_no_optimizer(tmp_path):
+    claim = load(tmp_path, THEORY)
+    assert (claim.metric, claim.optimizers, claim.printed.value) == ("file/quantity", (), 1.0)
+    assert settling_commands([claim, claim]) == (claim.settled_by(),) == ("make theory",)
+    with pytest.raises(UserError, match="has no optimizer"):
+        load(tmp_path, {**THEORY, "optimizer": "mlbfgs"})
+    with pytest.raises(UserError, match="needs 'cell' or 'printed'"):
+        load(tmp_path, {key: value for key, value in THEORY.items() if key != "printed"})
+    with pytest.raises(UserError, match="optimizer missing"):
+        load(tmp_path, {**THEORY, "kind": "value"})
+
+
 def test_missing_registry_is_named(tmp_path):
     with pytest.raises(UserError, match=r"claims\.yaml is missing"):
         load_claims(tmp_path / "claims.yaml")
