@@ -1,4 +1,4 @@
-"""Training seconds, split into data, forward/backward and optimizer.
+"""Training seconds, split into data, forward/backward, optimizer and its further passes.
 
 The clock runs only between `start` and `stop`, where the device is synchronised; evaluation,
 checkpoints and logging happen while it stands. In between, `lap` says which part the time since
@@ -21,7 +21,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["data", "forward_backward", "optimizer"]
+Part = Literal["data", "forward_backward", "extra_passes", "optimizer"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 _new_event: Callable[..., torch.cuda.Event] = torch.cuda.Event  # torch leaves it untyped
@@ -87,9 +87,9 @@ class TrainingClock:
         return {part: self._seconds[part] for part in PARTS}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Continue from the seconds of a checkpoint."""
+        """Continue from the seconds of a checkpoint; a part it does not know had none."""
         assert not self._running
-        self._seconds = {part: float(state[part]) for part in PARTS}
+        self._seconds = {part: float(state.get(part, 0.0)) for part in PARTS}
 
     def _record(self, part: Part | None) -> None:
         event = _new_event(enable_timing=True)

@@ -55,7 +55,8 @@ class EpochRecord:
         train_time_s: cumulative training seconds, the sum of the next three.
         data_time_s: cumulative seconds spent on waiting for batches.
         forward_backward_time_s: cumulative seconds of forward and backward passes.
-        optimizer_time_s: cumulative seconds of optimizer steps.
+        optimizer_time_s: cumulative seconds of optimizer steps, with the further passes of those
+            that want them (`PassesRecord`).
         images_per_second: images of this epoch over its training seconds.
         peak_memory_bytes: of the device, or of the process where the device is the CPU.
     """
@@ -76,6 +77,29 @@ class EpochRecord:
     def as_record(self) -> dict[str, Any]:
         """The line of `metrics.jsonl`."""
         return {"kind": "epoch", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class PassesRecord:
+    """What the optimizer's further passes have cost by the end of an epoch, if it makes any.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps.
+        gradient_images: images in gradients beside those of the steps' own batches, cumulative.
+        hessian_images: images in Hessian-vector products, cumulative.
+        extra_passes_time_s: cumulative seconds of these passes, a part of `optimizer_time_s`.
+    """
+
+    epoch: int
+    step: int
+    gradient_images: int
+    hessian_images: int
+    extra_passes_time_s: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The line of `metrics.jsonl`."""
+        return {"kind": "passes", **asdict(self)}
 
 
 class MetricsFile:

@@ -14,51 +14,30 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiments.checkpoint import CheckpointStore
 from experiments.clock import TrainingClock, peak_memory_bytes, restart_peak_memory
-from experiments.data import build_data
+from experiments.data import Batch
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, evaluate
 from experiments.interruption import StopRequest
-from experiments.metrics import EpochRecord, MetricsFile, StepRecord
+from experiments.metrics import EpochRecord, MetricsFile, PassesRecord, StepRecord
 from experiments.mirror import build_mirror
-from experiments.models import build_model
-from experiments.optimizers import build_optimizer
+from experiments.passes import NeedsPasses
 from experiments.provenance import describe_origin
 from experiments.run_directory import RunDirectory, RunStatus, Status
 from experiments.schedules import check_schedule, learning_rate, read_schedule
 from experiments.spec import RunSpec
+from experiments.task import build_task, choose_device
+from experiments.training_state import Position, capture, restore
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Position:
-    """How far the training is.
-
-    Attributes:
-        epoch: finished epochs.
-        batch: finished batches of the current epoch.
-        step: finished steps.
-        images: images of the finished batches of the current epoch.
-        epoch_start_time_s: training seconds at the start of the current epoch.
-        curvature_step: step of the newest curvature record; -1 before the first.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    images: int = 0
-    epoch_start_time_s: float = 0.0
-    curvature_step: int = -1
 
 
 class Trainer:
@@ -128,24 +107,9 @@ class _Loop:
         self.base_lr = float(spec.config.optimizer.lr)
         check_schedule(spec.config.schedule, base_lr=self.base_lr, epochs=self.train.epochs)
         self.schedule = read_schedule(spec.config.schedule)
-        self.data = build_data(
-            spec.config.dataset,
-            batch_size=self.train.batch_size,
-            seed=spec.seed,
-            device=self.device,
-        )
-        # Right before the model, so that all optimizers start from the same weights.
-        torch.manual_seed(spec.seed)
-        model = build_model(
-            spec.config.model,
-            num_classes=self.data.num_classes,
-            input_shape=self.data.input_shape,
-        )
-        self.memory_format = (
-            torch.channels_last if self.train.channels_last else torch.contiguous_format
-        )
-        self.model: nn.Module = model.to(self.device).to(memory_format=self.memory_format)
-        self.optimizer = build_optimizer(spec.config.optimizer, self.model)
+        self.task = build_task(spec, self.device)
+        self.data, self.model = self.task.data, self.task.model
+        self.optimizer, self.passes = self.task.optimizer, self.task.passes
         self.clock = TrainingClock(self.device)
         self.stop = StopRequest()
         self.position = Position()
@@ -191,7 +155,7 @@ class _Loop:
         self.model.train()
         self.clock.start()
         for batch in self.data.train_batches(self.position.epoch, self.position.batch):
-            images = batch.images.contiguous(memory_format=self.memory_format)
+            images = self.task.images(batch)
             self.clock.lap("data")
             lr = self.set_learning_rate()
             self.optimizer.zero_grad()
@@ -199,6 +163,7 @@ class _Loop:
             torch.autograd.backward(loss)
             self.loss_sum += loss.detach().double() * len(batch.labels)
             self.clock.lap("forward_backward")
+            self.make_extra_passes(batch)
             self.optimizer.step()
             self.clock.lap("optimizer")
             self.position.batch += 1
@@ -213,6 +178,12 @@ class _Loop:
                 self.clock.start()
         self.clock.stop()
         return None
+
+    def make_extra_passes(self, batch: Batch) -> None:
+        """Let an optimizer that wants more than the gradient of the batch compute it."""
+        if isinstance(self.optimizer, NeedsPasses):
+            self.optimizer.before_step(batch, self.position.epoch)
+            self.clock.lap("extra_passes")
 
     def set_learning_rate(self) -> float:
         lr = learning_rate(
@@ -289,6 +260,7 @@ class _Loop:
         )
         self.loss_sum.zero_()
         self.record(record.as_record())
+        self.record_passes()
         self.save()
         logger.info("%s", self.progress(record))
         if self.on_epoch is not None:
@@ -309,7 +281,7 @@ class _Loop:
             train_time_s=clock.train_time_s,
             data_time_s=clock.seconds("data"),
             forward_backward_time_s=clock.seconds("forward_backward"),
-            optimizer_time_s=clock.seconds("optimizer"),
+            optimizer_time_s=clock.seconds("optimizer") + clock.seconds("extra_passes"),
             images_per_second=position.images / seconds,
             peak_memory_bytes=peak_memory_bytes(self.device),
         )
@@ -319,8 +291,7 @@ class _Loop:
         self.model.eval()
         with torch.inference_mode():
             batches = (
-                (batch.images.contiguous(memory_format=self.memory_format), batch.labels)
-                for batch in self.data.test_batches()
+                (self.task.images(batch), batch.labels) for batch in self.data.test_batches()
             )
             return evaluate(self.model, batches, device=self.device)
 
@@ -328,6 +299,16 @@ class _Loop:
         position = self.position
         record = StepRecord(position.epoch, position.step, loss, lr, self.clock.train_time_s)
         self.record(record.as_record())
+
+    def record_passes(self) -> None:
+        """Record what the optimizer's further passes have cost so far, if it makes any."""
+        if self.passes is not None:
+            epoch, step = self.position.epoch, self.position.step
+            seconds = self.clock.seconds("extra_passes")
+            record = PassesRecord(
+                epoch, step, **self.passes.state_dict(), extra_passes_time_s=seconds
+            )
+            self.record(record.as_record())
 
     def record(self, record: Mapping[str, Any]) -> None:
         self.metrics.append(record)
@@ -347,18 +328,8 @@ class _Loop:
     def save(self) -> None:
         """Write a checkpoint of the position; the records before it reach the disk first."""
         self.metrics.sync()
-        cuda = self.device.type == "cuda"
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": asdict(self.position),
-            "loss_sum": self.loss_sum,
-            "clock": self.clock.state_dict(),
-            "metrics_offset": self.metrics.offset,
-            "device": self.device.type,
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
-        }
+        state = capture(self.task, self.position, self.loss_sum, self.clock)
+        state["metrics_offset"] = self.metrics.offset
         self.checkpoints.save(state, step=self.position.step)
         self.write_status("running")
 
@@ -373,21 +344,7 @@ class _Loop:
             if self.directory.status is not None:
                 logger.warning("no checkpoint in %s: from the start", self.directory.path)
             return 0
-        if state["device"] != self.device.type:
-            logger.warning(
-                "the checkpoint was written on %s, this is %s: the numbers will agree "
-                "up to rounding only",
-                state["device"],
-                self.device.type,
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.position = Position(**state["position"])
-        self.loss_sum.copy_(state["loss_sum"])
-        self.clock.load_state_dict(state["clock"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["rng_cuda"] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"], self.device)
+        self.position = restore(state, self.task, self.loss_sum, self.clock)
         logger.info("resumed at step %d: %s", self.position.step, self.directory.path)
         return int(state["metrics_offset"])
 
@@ -411,15 +368,3 @@ class _Loop:
             f"train loss {record.train_loss:.4f}{tested}, "
             f"{record.train_time_s:.1f} s of training"
         )
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `train.device` into a device; `auto` is the GPU where there is one.
-
-    Raises:
-        UserError: a GPU is asked for and torch sees none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("train.device=cuda, but torch sees no GPU: use train.device=cpu or auto")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")

@@ -35,6 +35,7 @@ REQUIRED_FIELDS = {
     "step": ("epoch", "step", "train_time_s"),
     "epoch": ("epoch", "step", "train_time_s"),
     "curvature": ("step", "block"),
+    "passes": ("epoch", "step"),
 }
 _DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
 

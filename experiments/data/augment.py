@@ -45,7 +45,15 @@ class Draws:
         return self.flips, self.rows, self.columns
 
 
-def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draws:
+def draw(
+    seed: int,
+    epoch: int,
+    count: int,
+    *,
+    padding: int,
+    flip: bool,
+    purpose: str = "augmentation",
+) -> Draws:
     """Choose crop and flip for every place in an epoch's order.
 
     Args:
@@ -54,6 +62,7 @@ def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draw
         count: images of the epoch.
         padding: p; 0 for no crop.
         flip: whether images are mirrored with probability 1/2.
+        purpose: what the images are for; each purpose has draws of its own.
 
     Returns:
         The choices, on the CPU.
@@ -61,11 +70,11 @@ def draw(seed: int, epoch: int, count: int, *, padding: int, flip: bool) -> Draw
     rows = columns = flips = None
     if padding:
         offsets = torch.randint(
-            2 * padding + 1, (2, count), generator=stream(seed, epoch, "augmentation/crop")
+            2 * padding + 1, (2, count), generator=stream(seed, epoch, f"{purpose}/crop")
         )
         rows, columns = offsets[0], offsets[1]
     if flip:
-        generator = stream(seed, epoch, "augmentation/flip")
+        generator = stream(seed, epoch, f"{purpose}/flip")
         flips = torch.randint(2, (count,), generator=generator).bool()
     return Draws(flips, rows, columns)
 

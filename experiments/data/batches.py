@@ -47,6 +47,10 @@ class Data(Protocol):
         """The batches of an epoch (from 0), from batch `start` on."""
         ...
 
+    def random_batches(self, number: int, count: int) -> Iterator[Batch]:
+        """Batches of `count` training images, drawn for this number without replacement."""
+        ...
+
     def test_batches(self) -> Iterator[Batch]:
         """Every test image once, in order."""
         ...
@@ -154,20 +158,42 @@ class InMemoryData:
         return self._train_batches(epoch, start)
 
     def _train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        settings = self._settings
-        order = torch.randperm(self.train_size, generator=stream(self._seed, epoch, "order")).to(
-            self._device
-        )
-        draws = draw(
-            self._seed,
-            epoch,
-            self.train_size,
-            padding=settings.crop_padding,
-            flip=settings.horizontal_flip,
-        ).to(self._device)
+        order = self._order(epoch, "order")
+        draws = self._draws(epoch, self.train_size, "augmentation")
         for index in range(start, self.batches_per_epoch):
             places = slice(index * self._batch_size, (index + 1) * self._batch_size)
             yield self._train_batch(order[places], draws[places])
+
+    def random_batches(self, number: int, count: int) -> Iterator[Batch]:
+        """Training images drawn without replacement, augmented, whatever the epochs' order is.
+
+        Args:
+            number: of the draw, from 0; equal numbers give equal images.
+            count: images; in batches of the training's size, the last may be smaller.
+
+        Raises:
+            ValueError: there are not so many training images.
+        """
+        if not 1 <= count <= self.train_size:
+            raise ValueError(f"count = {count}: need 1 to {self.train_size} training images")
+        return self._random_batches(number, count)
+
+    def _random_batches(self, number: int, count: int) -> Iterator[Batch]:
+        chosen = self._order(number, "random batches")[:count]
+        draws = self._draws(number, count, "random batches")
+        for first in range(0, count, self._batch_size):
+            places = slice(first, first + self._batch_size)
+            yield self._train_batch(chosen[places], draws[places])
+
+    def _order(self, number: int, purpose: str) -> Tensor:
+        generator = stream(self._seed, number, purpose)
+        return torch.randperm(self.train_size, generator=generator).to(self._device)
+
+    def _draws(self, number: int, count: int, purpose: str) -> Draws:
+        settings = self._settings
+        padding, flip = settings.crop_padding, settings.horizontal_flip
+        draws = draw(self._seed, number, count, padding=padding, flip=flip, purpose=purpose)
+        return draws.to(self._device)
 
     def _train_batch(self, chosen: Tensor, draws: Draws) -> Batch:
         settings = self._settings

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from experiments.data import Batch
+from experiments.passes import Passes
 
 
 class NoisySGD(torch.optim.SGD):
@@ -50,3 +54,21 @@ class PoisoningSGD(torch.optim.SGD):
             with torch.no_grad():
                 self.param_groups[0]["params"][-1].fill_(float("inf"))
         return result
+
+
+class SlowPassesSGD(torch.optim.SGD):
+    """SGD that repeats every gradient of its batch, finds it equal, and sleeps."""
+
+    def __init__(self, params: Iterable[Any], lr: float, sleep_s: float):
+        super().__init__(params, lr=lr)
+        self._sleep_s = sleep_s
+
+    def bind(self, passes: Passes) -> None:
+        self._passes = passes
+
+    def before_step(self, batch: Batch, epoch: int) -> None:
+        params = self.param_groups[0]["params"]
+        again = self._passes.gradient([batch], params)
+        for p, g in zip(params, again, strict=True):
+            assert torch.equal(p.grad, g)
+        time.sleep(self._sleep_s)

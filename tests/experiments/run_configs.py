@@ -20,6 +20,7 @@ MEASURED = (
     "data_time_s",
     "forward_backward_time_s",
     "optimizer_time_s",
+    "extra_passes_time_s",
     "images_per_second",
     "peak_memory_bytes",
 )

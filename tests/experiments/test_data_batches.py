@@ -55,6 +55,25 @@ def test_an_epoch_shows_each_image_once():
     assert sorted(numbers(batches)) == list(range(50))
 
 
+def test_random_batches_are_drawn_without_replacement_for_their_number_alone():
+    data = make(crop_padding=1, horizontal_flip=True)
+    drawn = list(data.random_batches(3, 21))
+    assert [len(b.labels) for b in drawn] == [8, 8, 5]
+    plain = numbers(make().random_batches(3, 21))
+    assert len(set(plain)) == 21
+    next(iter(data.train_batches(3)))
+    assert equal(drawn, list(data.random_batches(3, 21)))
+    assert sorted(numbers(make().random_batches(0, 50))) == list(range(50))
+    others = (
+        make().random_batches(4, 21),
+        make().train_batches(3),
+        make(seed=1).random_batches(3, 21),
+    )
+    assert all(numbers(other)[:21] != plain for other in others)
+    with pytest.raises(ValueError, match="1 to 50"):
+        data.random_batches(0, 51)
+
+
 def test_drop_last_leaves_out_the_small_batch_only():
     data = make()
     batches = list(data.train_batches(0))

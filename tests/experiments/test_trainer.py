@@ -19,7 +19,8 @@ from experiments.evaluation import evaluate
 from experiments.metrics import read_metrics
 from experiments.models import build_model
 from experiments.run_directory import read_status
-from experiments.trainer import Trainer, choose_device
+from experiments.task import choose_device
+from experiments.trainer import Trainer
 from tests.experiments.run_configs import (
     assert_same_bits,
     assert_same_run,
