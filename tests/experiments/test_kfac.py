@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from experiments.composition import compose_config
 from experiments.errors import UserError
 from experiments.metrics import read_metrics
-from experiments.optimizers import build_optimizer, kronecker
+from experiments.optimizers import build_optimizer, kfac_layers, kronecker
 from experiments.optimizers.kfac import KFAC
 from experiments.run_directory import read_status
 from experiments.trainer import Trainer
@@ -349,6 +349,37 @@ def test_several_backward_passes_count_as_batches() -> None:
         assert_factors(layer_state(optimizer, net, index), wanted)  # type: ignore[arg-type]
 
 
+def test_factors_are_the_work_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock books it as the optimizer's; activations are kept for one batch only."""
+    counted: list[str] = []
+
+    def counting(module: Any, *arguments: Any) -> Any:
+        counted.append(type(module).__name__)
+        return kronecker.layer_factors(module, *arguments)
+
+    monkeypatch.setattr(kfac_layers, "layer_factors", counting)
+    net = conv_net()
+    optimizer = KFAC(net, lr=0.0)
+    backward(net, *batch())
+    assert counted == []
+    net(batch(1)[0])
+    assert counted == ["Conv2d", "Linear"]
+    optimizer.step()
+    backward(net, *batch(2))  # no factors are due
+    optimizer.step()
+    assert counted == ["Conv2d", "Linear"]
+
+
+def test_input_that_is_written_over_before_the_step_is_refused() -> None:
+    net = conv_net()
+    optimizer = KFAC(net)
+    images, labels = batch()
+    backward(net, images, labels)
+    images.zero_()
+    with pytest.raises(RuntimeError, match=r"input of layer '0' was changed in place.*a copy"):
+        optimizer.step()
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -399,7 +430,7 @@ def test_unsupported_layers_are_left_to_sgd_and_named(caplog: pytest.LogCaptureF
 def test_model_is_free_when_the_optimizer_is_gone() -> None:
     net = conv_net()
     optimizer = KFAC(net)
-    calls = optimizer._layers[net[0]].calls
+    calls = optimizer._layers[net[0]]._calls
     del optimizer
     gc.collect()
     backward(net, *batch())
