@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,9 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from experiments.contestants import ARM_GROUP, CONFIG_DIR, arms, experiments_with_arm, options
 from experiments.errors import UserError, nearest
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 CONFIG_NAME = "train"
 
 # What composing can raise because of what the user wrote, on the command line or in a config file.
@@ -36,17 +35,75 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the config of one run, as `python -m experiments.train <overrides>` would.
 
     Args:
-        overrides: Hydra overrides: `group=option` and `key=value`.
+        overrides: Hydra overrides: `group=option` and `key=value`, and `arm=<name>`.
 
     Raises:
         UserError: a name, a key or a value will not do.
     """
+    overrides = with_arms_as_groups(overrides)
     try:
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
         raise UserError(explained(error, overrides)) from error
     refuse_unknown_keys(config)
     return config
+
+
+def with_arms_as_groups(overrides: Sequence[str]) -> list[str]:
+    """Write `arm=a` as what Hydra understands: `experiment/arm=<experiment>/a`.
+
+    Args:
+        overrides: of the command line; `arm=a,b` of a sweep is one too.
+
+    Returns:
+        The overrides, those of arms rewritten.
+
+    Raises:
+        UserError: no such arm, an arm of another experiment, or an optimizer beside the arm.
+    """
+    chosen = {item.split("=", 1)[0]: item.split("=", 1)[1] for item in overrides if "=" in item}
+    if any(key.lstrip("+~") == ARM_GROUP for key in chosen):
+        raise UserError(f"{ARM_GROUP} is chosen with arm=<name> beside experiment=<name>")
+    if "arm" not in chosen:
+        return list(overrides)
+    experiment = chosen.get("experiment") or _default_experiment()
+    if "," in experiment:
+        raise UserError(f"experiment={experiment} beside arm=: an arm belongs to one experiment")
+    names = chosen["arm"].split(",")
+    for name in names:
+        _check_arm(experiment, name)
+    if "optimizer" in chosen:
+        raise UserError(
+            f"optimizer={chosen['optimizer']} beside arm={chosen['arm']}: an arm chooses its"
+            " optimizer itself; leave out one of the two"
+        )
+    group = f"{ARM_GROUP}={','.join(f'{experiment}/{name}' for name in names)}"
+    return [group if item.startswith("arm=") else item for item in overrides]
+
+
+def _check_arm(experiment: str, arm: str) -> None:
+    """Refuse a name that is no arm of the experiment."""
+    if experiment not in options("experiment"):
+        raise UserError(
+            f"experiment={experiment} does not exist; {nearest(experiment, options('experiment'))}"
+        )
+    valid = arms(experiment)
+    if arm in valid:
+        return
+    others = experiments_with_arm(arm)
+    if others:
+        hint = f"it is one of {' and '.join(others)}: write experiment={others[0]}"
+    elif valid:
+        hint = nearest(arm, valid)
+    else:
+        hint = "this experiment has none; its settings are chosen with optimizer=<name>"
+    raise UserError(f"arm={arm} is no arm of experiment {experiment}; {hint}")
+
+
+def _default_experiment() -> str:
+    """The experiment that `configs/train.yaml` names."""
+    defaults = OmegaConf.load(CONFIG_DIR / f"{CONFIG_NAME}.yaml").defaults
+    return str(next(item["experiment"] for item in defaults if "experiment" in item))
 
 
 def refuse_unknown_keys(config: DictConfig) -> None:
@@ -63,11 +120,6 @@ def refuse_unknown_keys(config: DictConfig) -> None:
     for key in map(str, config):
         if key not in known:
             raise UserError(f"{key} is no key of the config; {nearest(key, known)}")
-
-
-def options(group: str) -> list[str]:
-    """Names of the configs of a group, such as `optimizer`."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
 
 def _groups() -> list[str]:

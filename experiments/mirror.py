@@ -120,8 +120,8 @@ def _start(spec: RunSpec, path: Path) -> Any:
         project=str(settings.get("project", "mlbfgs")),
         dir=str(path),
         mode="online" if mode == "online" else "offline",
-        id=f"{spec.experiment}-{spec.optimizer}-{spec.seed}-{spec.key}",
-        name=f"{spec.optimizer} {spec.scale} seed {spec.seed}",
+        id=f"{spec.experiment}-{spec.contestant}-{spec.seed}-{spec.key}",
+        name=f"{spec.contestant} {spec.scale} seed {spec.seed}",
         group=spec.experiment,
         config=OmegaConf.to_container(spec.config),  # type: ignore[arg-type]
         resume="allow" if mode == "online" else None,

@@ -136,4 +136,4 @@ def _epoch(path: Path) -> int:
 
 
 def _name(spec: RunSpec) -> str:
-    return f"{spec.optimizer} seed {spec.seed}"
+    return f"{spec.contestant} seed {spec.seed}"

@@ -2,6 +2,7 @@
 
     python -m experiments.reproduce digits_mlp --seeds 0,1,2
     python -m experiments.reproduce cifar10_resnet18 --optimizers sgd,mlbfgs --scale reduced --plan
+    python -m experiments.reproduce controls --arms sgd_lr1.0,mlbfgs --scale reduced --status
 
 What is finished is found by its run key and not repeated, so the same command, typed again, goes on
 where a killed one was. A run that diverges is a result; one that crashes is reported and does not
@@ -22,7 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.composition import CONFIG_DIR, compose_config, options, recipe_note
+from experiments.composition import compose_config, recipe_note
+from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
 from experiments.launch import Outcome, finished_outcome, freeze
 from experiments.pool import WorkerPool
@@ -32,13 +34,11 @@ from experiments.spec import RunSpec
 
 logger = logging.getLogger(__name__)
 
-# The papers' order in tables: the baselines, the first paper's optimizer, the second's.
-_ORDER = ("sgd", "adam", "adamw", "slimqn", "mlbfgs")
-
 # Overrides that would make the runs others than the options say, and what to write instead.
 _OPTION_OF = {
     "experiment": "the first argument",
     "optimizer": "--optimizers",
+    "arm": "--arms",
     "seed": "--seeds",
     "scale": "--scale",
     "results_dir": "--results-dir",
@@ -52,7 +52,8 @@ class Campaign:
     Attributes:
         experiment: name of the experiment.
         optimizers: options of the config group `optimizer`.
-        seeds: one run each per optimizer.
+        arms: arms of the experiment.
+        seeds: one run each per optimizer and arm.
         scale: full, reduced or smoke.
         results_dir: where `runs/` and `summary/` are.
         overrides: further Hydra overrides, the same for all runs.
@@ -60,19 +61,23 @@ class Campaign:
 
     experiment: str
     optimizers: tuple[str, ...]
+    arms: tuple[str, ...]
     seeds: tuple[int, ...]
     scale: str
     results_dir: Path
     overrides: tuple[str, ...] = ()
 
-    def arguments(self, optimizer: str) -> list[str]:
-        """Hydra overrides of one optimizer's runs, without the seed and the results directory."""
-        return [
-            f"experiment={self.experiment}",
-            f"optimizer={optimizer}",
-            f"scale={self.scale}",
-            *self.overrides,
-        ]
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The override that chooses each contestant, optimizers first."""
+        return (
+            *(f"optimizer={name}" for name in self.optimizers),
+            *(f"arm={name}" for name in self.arms),
+        )
+
+    def arguments(self, choice: str) -> list[str]:
+        """Hydra overrides of one contestant's runs, without the seed and the results directory."""
+        return [f"experiment={self.experiment}", choice, f"scale={self.scale}", *self.overrides]
 
     def compose(self) -> list[RunSpec]:
         """Compose every run, seed by seed, so that a part of a campaign compares as well.
@@ -81,8 +86,8 @@ class Campaign:
             UserError: a name, a key or a value will not do.
         """
         configs = []
-        for optimizer in self.optimizers:
-            config = compose_config(self.arguments(optimizer))
+        for choice in self.choices:
+            config = compose_config(self.arguments(choice))
             # Set here and not as an override: a path may hold what Hydra's grammar reserves.
             config.results_dir = str(self.results_dir)
             configs.append(config)
@@ -100,13 +105,6 @@ class Campaign:
     def summary_dir(self) -> Path:
         """Where the judgement goes; one folder for each scale, since scales are never mixed."""
         return self.results_dir / "summary" / f"{self.experiment}-{self.scale}"
-
-
-def optimizers_with_recipe(experiment: str) -> tuple[str, ...]:
-    """The optimizers whose settings an experiment has, in the papers' order."""
-    found = {path.stem for path in (CONFIG_DIR / "experiment/recipe" / experiment).glob("*.yaml")}
-    ordered = [name for name in _ORDER if name in found]
-    return (*ordered, *sorted(found.difference(ordered)))
 
 
 def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
@@ -203,10 +201,10 @@ def status_table(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
 def plan_text(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
     """The commands that would run what is missing, a line each."""
     lines = [_headline(campaign, specs)]
-    pairs = [(name, seed) for seed in campaign.seeds for name in campaign.optimizers]
-    for spec, (optimizer, seed) in zip(specs, pairs, strict=True):
+    pairs = [(choice, seed) for seed in campaign.seeds for choice in campaign.choices]
+    for spec, (choice, seed) in zip(specs, pairs, strict=True):
         if finished_outcome(spec) is None:
-            arguments = campaign.arguments(optimizer)
+            arguments = campaign.arguments(choice)
             arguments += [f"seed={seed}", f"results_dir={campaign.results_dir}"]
             lines.append(f"  {shlex.join(['python', '-m', 'experiments.train', *arguments])}")
     return "\n".join(lines)
@@ -252,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("experiment", help=f"one of {', '.join(options('experiment'))}")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all runs: key=value")
     parser.add_argument("--optimizers", help="comma-separated; default: all that have a recipe")
+    parser.add_argument("--arms", help="comma-separated; default: all of the experiment")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default: 0,1,2")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
@@ -279,16 +278,37 @@ def _campaign(arguments: argparse.Namespace) -> Campaign:
         key = item.lstrip("+~").split("=", 1)[0]
         if key in _OPTION_OF:
             raise UserError(f"{item}: write {_OPTION_OF[key]} instead of this override")
-    optimizers = optimizers_with_recipe(arguments.experiment)
-    if arguments.optimizers is not None:
-        optimizers = tuple(_split(arguments.optimizers, "--optimizers"))
+    optimizers, chosen_arms = _contestants(arguments)
     return Campaign(
         experiment=arguments.experiment,
         optimizers=optimizers,
+        arms=chosen_arms,
         seeds=_seeds(arguments.seeds),
         scale=arguments.scale,
         results_dir=arguments.results_dir,
         overrides=tuple(arguments.overrides),
+    )
+
+
+def _contestants(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The optimizers and arms that were asked for; all of both where neither was.
+
+    Raises:
+        UserError: there is nothing to run, or a list will not do.
+    """
+    experiment = arguments.experiment
+    if arguments.optimizers is None and arguments.arms is None:
+        found = optimizers_with_recipe(experiment), arms(experiment)
+        if not any(found):
+            raise UserError(
+                f"experiment {experiment} has neither a recipe nor an arm: name --optimizers"
+            )
+        return found
+    return (
+        tuple(_split(arguments.optimizers, "--optimizers"))
+        if arguments.optimizers is not None
+        else (),
+        tuple(_split(arguments.arms, "--arms")) if arguments.arms is not None else (),
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from experiments.atomic import remove_leftovers, write_atomically
 from experiments.errors import UserError
-from experiments.spec import RunSpec
+from experiments.spec import NUMERICS_VERSION, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -130,9 +130,11 @@ class RunDirectory:
             meta = {
                 "key": spec.key,
                 "experiment": spec.experiment,
+                **({} if spec.arm is None else {"arm": spec.arm}),
                 "optimizer": spec.optimizer,
                 "seed": spec.seed,
                 "scale": spec.scale,
+                "numerics_version": NUMERICS_VERSION,
                 "parameters": parameters,
                 **origin,
             }

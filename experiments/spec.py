@@ -73,11 +73,13 @@ class Rule:
         key: dotted path of the value.
         holds: tells whether a value will do.
         wanted: the same in words, for the message.
+        optional: whether the key may be absent.
     """
 
     key: str
     holds: Callable[[Any], bool]
     wanted: str
+    optional: bool = False
 
 
 def _is_count(value: Any, *, least: int = 1) -> bool:
@@ -110,6 +112,12 @@ RULES = (
     Rule("results_dir", lambda value: isinstance(value, str) and value != "", "a path"),
     _choice("resume", "auto", "never"),
     _name("experiment.name"),
+    Rule(
+        "experiment.arm",
+        lambda value: value is None or _is_name(value),
+        "null or a name of letters, digits and . _ + - (it becomes a folder)",
+        optional=True,  # runs from before there were arms
+    ),
     _name("dataset.name"),
     _name("model.name"),
     _name("optimizer.name"),
@@ -212,9 +220,9 @@ class RunSpec:
 
     @property
     def directory(self) -> Path:
-        """`<results_dir>/runs/<experiment>/<optimizer>/<scale>-seed<seed>-<key>`."""
+        """`<results_dir>/runs/<experiment>/<contestant>/<scale>-seed<seed>-<key>`."""
         name = f"{self.scale}-seed{self.seed}-{self.key}"
-        return Path(self.config.results_dir) / "runs" / self.experiment / self.optimizer / name
+        return Path(self.config.results_dir) / "runs" / self.experiment / self.contestant / name
 
     @property
     def experiment(self) -> str:
@@ -225,6 +233,17 @@ class RunSpec:
     def optimizer(self) -> str:
         """Name of the optimizer."""
         return str(self.config.optimizer.name)
+
+    @property
+    def arm(self) -> str | None:
+        """Name of the arm; None where the run belongs to none."""
+        arm = self.config.experiment.get("arm")
+        return None if arm is None else str(arm)
+
+    @property
+    def contestant(self) -> str:
+        """The arm, or the optimizer where there is none: what the run is called in results."""
+        return self.arm or self.optimizer
 
     @property
     def scale(self) -> str:
@@ -262,6 +281,8 @@ def check(config: DictConfig, *, source: str = "the config") -> None:
     """
     for rule in RULES:
         value = OmegaConf.select(config, rule.key, default=_ABSENT)
+        if value is _ABSENT and rule.optional:
+            continue
         if value is _ABSENT:
             raise UserError(f"{source} has no {rule.key}: it must be {rule.wanted}")
         if not rule.holds(value):

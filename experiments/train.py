@@ -2,6 +2,7 @@
 
     python -m experiments.train experiment=cifar10_resnet18 optimizer=mlbfgs
     python -m experiments.train -m optimizer=sgd,adam,mlbfgs seed=0,1,2 scale=smoke
+    python -m experiments.train experiment=controls arm=sgd_lr1.0 scale=reduced
 
 Exit code 0: every run ended (a run that diverged is a result); 1: a run crashed; 2: something that
 the user wrote will not do, told in one line; 130: interrupted.
@@ -23,12 +24,13 @@ from omegaconf import DictConfig
 
 from experiments.composition import (
     COMPOSITION_ERRORS,
-    CONFIG_DIR,
     CONFIG_NAME,
     explained,
     recipe_note,
     refuse_unknown_keys,
+    with_arms_as_groups,
 )
+from experiments.contestants import CONFIG_DIR
 from experiments.errors import UserError
 from experiments.launch import launch
 from experiments.spec import RunSpec
@@ -49,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     entries: list[Entry] = []
     try:
+        arguments = with_arms_as_groups(arguments)
         _compose_and_train(arguments, entries)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except COMPOSITION_ERRORS as error:
         print(f"error: {explained(error, arguments)}", file=sys.stderr)
         return 2

@@ -363,7 +363,7 @@ class _Loop:
         spec = self.spec
         tested = "" if record.test_top1 is None else f", test top-1 {record.test_top1:.2f} %"
         return (
-            f"{spec.experiment}/{spec.optimizer} seed {spec.seed}: "
+            f"{spec.experiment}/{spec.contestant} seed {spec.seed}: "
             f"epoch {record.epoch}/{self.train.epochs}, "
             f"train loss {record.train_loss:.4f}{tested}, "
             f"{record.train_time_s:.1f} s of training"

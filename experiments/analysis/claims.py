@@ -12,6 +12,8 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 * `speedup`: reference over subject (for times: how many times faster the subject is);
 * `theory`: a quantity that needs no run, `<file>/<quantity>` of `results/theory/<file>.json`
   (`experiments.analysis.theory`); such a claim names no optimizer.
+
+Subject and reference are contestants of the experiment: an optimizer, or an arm by its name.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import yaml
 
 from experiments.analysis.measures import measure_named
 from experiments.analysis.runs import SCALES
+from experiments.contestants import arms
 from experiments.errors import UserError, nearest
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[2] / "results" / "claims.yaml"
@@ -79,8 +82,8 @@ class Claim:
         experiment: the experiment that tests it.
         metric: a measure of a run, or the quantity of a claim of theory.
         kind: one of `KINDS`.
-        optimizer: the subject; "" for a claim of theory.
-        reference: the other optimizer; None for a value.
+        optimizer: the subject, an optimizer or an arm; "" for a claim of theory.
+        reference: the other optimizer or arm; None for a value.
         printed: what the paper prints for the effect; None if it prints no number.
         margin: how far the effect may lie from it, in units of the effect.
         rule: within, above or below.
@@ -118,7 +121,7 @@ class Claim:
 
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """The optimizers it speaks of, the reference first."""
+        """The optimizers and arms it speaks of, the reference first."""
         return tuple(name for name in (self.reference, self.optimizer) if name)
 
 
@@ -135,11 +138,14 @@ def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str
     return (*runs, *dict.fromkeys(own))
 
 
-def _reproduce(experiment: str, optimizers: Sequence[str], scale: str) -> str:
-    return (
-        f"python -m experiments.reproduce {experiment} "
-        f"--optimizers {','.join(optimizers)} --seeds 0,1,2 --scale {scale}"
-    )
+def _reproduce(experiment: str, contestants: Sequence[str], scale: str) -> str:
+    own_arms = arms(experiment)
+    groups = {
+        "--optimizers": [name for name in contestants if name not in own_arms],
+        "--arms": [name for name in contestants if name in own_arms],
+    }
+    chosen = " ".join(f"{option} {','.join(names)}" for option, names in groups.items() if names)
+    return f"python -m experiments.reproduce {experiment} {chosen} --seeds 0,1,2 --scale {scale}"
 
 
 def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:

@@ -108,7 +108,7 @@ def curves_csv(all_results: Sequence[Results]) -> str:
     for results in all_results:
         for group in results.groups:
             config = "; ".join(f"{key}={value}" for key, value in group.differs)
-            name = [results.experiment, results.scale, group.optimizer, config]
+            name = [results.experiment, results.scale, group.contestant, config]
             for metric in METRICS:
                 for axis in AXES:
                     rows += [

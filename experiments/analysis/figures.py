@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from experiments.analysis.curvature import trace
 from experiments.analysis.curves import Axis, Curve, curve
 from experiments.analysis.groups import Group, Results
-from experiments.analysis.palette import LINES, look
+from experiments.analysis.palette import LINES, look_of
 
 METRIC_LABELS = {"train_loss": "training loss", "test_top1": "test top-1 accuracy (%)"}
 AXIS_LABELS: dict[Axis, str] = {
@@ -121,7 +121,7 @@ def curvature_figure(results: Results) -> Figure | None:
     for group in groups:
         steps, median, _, _ = trace(group.ended, "mu_damped")
         if steps.size:
-            colour = look(group.optimizer).colour
+            colour = look_of(group).colour
             grid[0][0].plot(steps, median, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)))
     # The cosine is shown from 0 on: how near to 1 it lies is the point of the panel.
     grid[1][0].set_ylim(bottom=min(0.0, grid[1][0].get_ylim()[0]), top=1.03)
@@ -146,18 +146,18 @@ def _new_figure(rows: int, columns: int) -> tuple[Figure, Any]:
 
 
 def _lines(groups: Sequence[Group]) -> dict[Group, Any]:
-    """The line style of each group: its number among the configs of its optimizer."""
+    """The line style of each group: its number among the configs of its contestant."""
     seen: dict[str, int] = {}
     styles = {}
     for group in groups:
-        position = seen.get(group.optimizer, 0)
+        position = seen.get(group.contestant, 0)
         styles[group] = LINES[position % len(LINES)]
-        seen[group.optimizer] = position + 1
+        seen[group.contestant] = position + 1
     return styles
 
 
 def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
-    appearance = look(line.group.optimizer)
+    appearance = look_of(line.group)
     for x, y in line.ends:
         cross: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2}
         panel.plot(x, min(y, ceiling), color=appearance.colour, clip_on=False, zorder=3, **cross)
@@ -186,7 +186,7 @@ def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
     steps, median, low, high = trace(group.ended, name)
     if not steps.size:
         return
-    appearance = look(group.optimizer)
+    appearance = look_of(group)
     seeds = sum(bool(run.curvature) for run in group.ended)
     panel.fill_between(steps, low, high, color=appearance.colour, alpha=0.18, linewidth=0)
     panel.plot(

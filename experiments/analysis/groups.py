@@ -1,8 +1,9 @@
 """Seeds of one config belong together: runs of one experiment and scale, grouped by config.
 
-Two runs are in one group if they have the same optimizer and if everything that decides their
-numbers, except the seed, is equal. Where one optimizer was run under several configs, each config
-is a group of its own, and `Results.problems` says which key differs from which in what.
+Two runs are in one group if they are of the same contestant (arm, or optimizer where there is no
+arm) and if everything that decides their numbers, except the seed, is equal. Where one contestant
+was run under several configs, each config is a group of its own, and `Results.problems` says which
+key differs from which in what.
 """
 
 from __future__ import annotations
@@ -61,14 +62,16 @@ class Group:
 
     Attributes:
         experiment: name of the experiment.
+        contestant: name of the arm, or of the optimizer where there is no arm.
         optimizer: name of the optimizer's config.
         scale: full, reduced or smoke.
-        differs: the keys (with values) that tell this group from the optimizer's other groups;
+        differs: the keys (with values) that tell this group from the contestant's other groups;
             empty if there is only one.
         runs: one a seed, by seed.
     """
 
     experiment: str
+    contestant: str
     optimizer: str
     scale: str
     differs: tuple[tuple[str, Any], ...]
@@ -76,8 +79,8 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The optimizer's name as the papers print it, with what tells its configs apart."""
-        name = display_name(self.optimizer)
+        """The contestant's name as the papers print it, with what tells its configs apart."""
+        name = display_name(self.contestant)
         if not self.differs:
             return name
         settings = ", ".join(f"{key.rsplit('.', 1)[-1]}={_shown(v)}" for key, v in self.differs)
@@ -113,13 +116,13 @@ class Results:
     target: Target | None
     problems: tuple[str, ...]
 
-    def of_optimizer(self, optimizer: str) -> tuple[Group, ...]:
-        """The groups of an optimizer: none, one, or one per config."""
-        return tuple(group for group in self.groups if group.optimizer == optimizer)
+    def of_contestant(self, contestant: str) -> tuple[Group, ...]:
+        """The groups of an arm or optimizer: none, one, or one per config."""
+        return tuple(group for group in self.groups if group.contestant == contestant)
 
     def baseline(self) -> Group | None:
         """The group of SGD, if there is exactly one."""
-        groups = self.of_optimizer("sgd")
+        groups = self.of_contestant("sgd")
         return groups[0] if len(groups) == 1 else None
 
     def values(self, group: Group, measure: str) -> dict[int, float]:
@@ -131,9 +134,9 @@ class Results:
         return {seed: value for seed, value in pairs if value is not None}
 
 
-def display_name(optimizer: str) -> str:
-    """The optimizer's name as the papers print it."""
-    return DISPLAY_NAMES.get(optimizer, optimizer)
+def display_name(contestant: str) -> str:
+    """An optimizer's name as the papers print it; an arm's own name."""
+    return DISPLAY_NAMES.get(contestant, contestant)
 
 
 def group_runs(found: RunSet) -> tuple[Results, ...]:
@@ -155,8 +158,8 @@ def group_runs(found: RunSet) -> tuple[Results, ...]:
 def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
     groups: list[Group] = []
     lines = [*problems, *(line for run in runs for line in _remarks(run))]
-    for optimizer in sorted({run.optimizer for run in runs}, key=_position):
-        variants = _variants([run for run in runs if run.optimizer == optimizer])
+    for contestant in sorted({run.contestant for run in runs}, key=_position):
+        variants = _variants([run for run in runs if run.contestant == contestant])
         groups += variants
         if len(variants) > 1:
             lines.append(_conflict(variants))
@@ -167,7 +170,7 @@ def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
 
 
 def _variants(runs: Sequence[Run]) -> list[Group]:
-    """One group per config among the runs of one optimizer, by run key of the first seed."""
+    """One group per config among the runs of one contestant, by run key of the first seed."""
     by_config: dict[str, list[Run]] = {}
     for run in runs:
         by_config.setdefault(repr(sorted(deciding_values(run).items())), []).append(run)
@@ -185,7 +188,8 @@ def _variants(runs: Sequence[Run]) -> list[Group]:
                 )
         told = tuple((key, config.get(key, "(absent)")) for key in differing)
         run = group[0]
-        groups.append(Group(run.experiment, run.optimizer, run.scale, told, tuple(group)))
+        identity = (run.experiment, run.contestant, run.optimizer, run.scale)
+        groups.append(Group(*identity, told, tuple(group)))
     return groups
 
 
@@ -199,8 +203,8 @@ def deciding_values(run: Run) -> dict[str, Any]:
         and not (path.rsplit(".", 1)[-1] == "seed" and value == run.seed)
         and not (path in LATER_KEYS and repr(value) == repr(LATER_KEYS[path]))
     }
-    if "numerics_version" in run.meta:
-        values["numerics_version"] = run.meta["numerics_version"]
+    # Absent from the runs of before it was recorded, which were all of the first version.
+    values["numerics_version"] = run.meta.get("numerics_version", 1)
     return values
 
 
@@ -238,7 +242,7 @@ def _conflict(variants: Sequence[Group]) -> str:
         for group in variants
     )
     return (
-        f"{first.optimizer} at {first.scale} scale was run under {len(variants)} configs, "
+        f"{first.contestant} at {first.scale} scale was run under {len(variants)} configs, "
         f"which are separate rows: {told}"
     )
 
@@ -261,6 +265,6 @@ def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:
     )
 
 
-def _position(optimizer: str) -> tuple[int, str]:
-    known = optimizer in _ORDER
-    return (_ORDER.index(optimizer) if known else len(_ORDER), optimizer)
+def _position(contestant: str) -> tuple[int, str]:
+    known = contestant in _ORDER
+    return (_ORDER.index(contestant) if known else len(_ORDER), contestant)

@@ -1,4 +1,4 @@
-"""One optimizer, one colour, one marker, in every figure of the project.
+"""One optimizer, one colour, one marker, in every figure of the project; one look per arm too.
 
 The colours are those of Okabe and Ito, which readers with any common colour blindness can tell
 apart; the markers say the same thing again for a black-and-white print.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+
+from experiments.analysis.groups import Group
+from experiments.contestants import arms
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ _OTHERS = (
     Look("#CC79A7", "p"),
     Look("#000000", "*"),
 )
-# Several configs of one optimizer share its colour and differ in the line.
+# No marker of a named optimizer. 8 markers and 7 colours: 56 pairs before one comes again.
+_ARM_MARKERS = ("<", ">", "h", "p", "*", "8", "d", "H")
+# Several configs of one contestant share its colour and differ in the line.
 LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
     "-",
     (0, (5, 2)),
@@ -43,8 +48,25 @@ LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
 )
 
 
-def look(optimizer: str) -> Look:
-    """Colour and marker of an optimizer; an unknown one gets a fixed one by its name."""
-    if optimizer in LOOKS:
-        return LOOKS[optimizer]
-    return _OTHERS[zlib.crc32(optimizer.encode()) % len(_OTHERS)]
+def look(contestant: str, experiment: str = "") -> Look:
+    """Colour and marker of an optimizer or an arm, whichever others are drawn.
+
+    An arm's look follows from its place among the arms of its experiment in `configs/`; an arm that
+    is named like an optimizer looks like it. An unknown name gets a fixed look by its spelling.
+
+    Args:
+        contestant: name of the arm, or of the optimizer.
+        experiment: name of the experiment, for an arm.
+    """
+    if contestant in LOOKS:
+        return LOOKS[contestant]
+    own = [name for name in arms(experiment) if name not in LOOKS]
+    if contestant in own:
+        place, colours = own.index(contestant), [entry.colour for entry in LOOKS.values()]
+        return Look(colours[place % len(colours)], _ARM_MARKERS[place % len(_ARM_MARKERS)])
+    return _OTHERS[zlib.crc32(contestant.encode()) % len(_OTHERS)]
+
+
+def look_of(group: Group) -> Look:
+    """Colour and marker of a group."""
+    return look(group.contestant, group.experiment)

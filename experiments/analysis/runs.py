@@ -1,4 +1,6 @@
-"""Read run directories: `<results_dir>/runs/<experiment>/<optimizer>/<scale>-seed<seed>-<key>/`.
+"""Read run directories: `<results_dir>/runs/<experiment>/<contestant>/<scale>-seed<seed>-<key>/`.
+
+A contestant is an arm of the experiment, or an optimizer where the run belongs to no arm.
 
 Nothing is dropped in silence. A run that is not finished is loaded with its status; a directory
 that lacks a file becomes a line in `RunSet.problems`; a record that cannot be read is an error that
@@ -51,6 +53,7 @@ class Run:
         path: the run directory.
         key: ten hex digits that stand for what decides the numbers.
         experiment: name of the experiment.
+        contestant: name of the arm, or of the optimizer where there is no arm.
         optimizer: name of the optimizer's config.
         seed: the seed.
         scale: full, reduced or smoke.
@@ -67,6 +70,7 @@ class Run:
     path: Path
     key: str
     experiment: str
+    contestant: str
     optimizer: str
     seed: int
     scale: str
@@ -81,8 +85,8 @@ class Run:
 
     @cached_property
     def name(self) -> str:
-        """`<optimizer>/<directory name>`, short enough for a message."""
-        return f"{self.optimizer}/{self.path.name}"
+        """`<contestant>/<directory name>`, short enough for a message."""
+        return f"{self.contestant}/{self.path.name}"
 
     def epoch_series(self, name: str) -> FloatArray:
         """Values of one field of the epoch records, float64, NaN where absent or null."""
@@ -119,7 +123,7 @@ def load_runs(
         keys: keep the runs with these keys only (a comparison that knows which runs it needs).
 
     Returns:
-        The runs, ordered by optimizer, scale, seed and key.
+        The runs, ordered by contestant, scale, seed and key.
 
     Raises:
         UserError: unknown experiment or scale, or a file that cannot be read.
@@ -148,7 +152,7 @@ def load_runs(
             problems.append(f"{path}: {', '.join(missing)} missing; not counted")
             continue
         runs.append(load_run(path))
-    runs.sort(key=lambda run: (run.optimizer, SCALES.index(run.scale), run.seed, run.key))
+    runs.sort(key=lambda run: (run.contestant, SCALES.index(run.scale), run.seed, run.key))
     return RunSet(tuple(runs), tuple(problems))
 
 
@@ -231,30 +235,33 @@ def _check_record(record: Any, before: dict[str, list[Record]], where: str) -> N
 
 
 def _identity(path: Path, meta: Record) -> dict[str, Any]:
-    """Key, experiment, optimizer, seed and scale; the path and `meta.json` must agree."""
+    """Key, experiment, contestant, seed and scale; the path and `meta.json` must agree."""
     match = _DIRECTORY_NAME.fullmatch(path.name)
     if match is None or match["scale"] not in SCALES:
         raise UserError(f"{path}: a run directory is named <scale>-seed<seed>-<key>")
     named: dict[str, Any] = {
         "key": match["key"],
         "experiment": path.parent.parent.name,
-        "optimizer": path.parent.name,
+        "contestant": path.parent.name,
         "seed": int(match["seed"]),
         "scale": match["scale"],
     }
     for name, value in named.items():
-        if meta.get(name) != value:
+        field_name = name
+        if name == "contestant":
+            field_name = "arm" if "arm" in meta else "optimizer"
+        if meta.get(field_name) != value:
             raise UserError(
-                f"{path / 'meta.json'}: {name} is {meta.get(name)!r}, "
+                f"{path / 'meta.json'}: {field_name} is {meta.get(field_name)!r}, "
                 f"but the directory's name says {value!r}"
             )
-    return named
+    return {**named, "optimizer": str(meta.get("optimizer", ""))}
 
 
 def _run_directories(root: Path) -> Iterator[Path]:
-    for optimizer in sorted(root.iterdir()):
-        if optimizer.is_dir():
-            yield from sorted(child for child in optimizer.iterdir() if child.is_dir())
+    for contestant in sorted(root.iterdir()):
+        if contestant.is_dir():
+            yield from sorted(child for child in contestant.iterdir() if child.is_dir())
 
 
 def _unknown_files(path: Path) -> list[str]:

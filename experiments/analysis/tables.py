@@ -161,7 +161,7 @@ def results_csv(all_results: Sequence[Results]) -> str:
     for results in all_results:
         for group in results.groups:
             config = "; ".join(f"{key}={value}" for key, value in group.differs)
-            row: list[object] = [results.experiment, results.scale, group.optimizer, config]
+            row: list[object] = [results.experiment, results.scale, group.contestant, config]
             row += [len(group.ended), group.status_counts, results.target or ""]
             for measure in CSV_MEASURES:
                 value = estimate_of(results, group, measure)
@@ -250,7 +250,7 @@ def _speedup_cell(results: Results, group: Group, measure: str) -> str:
         return "1 (by definition)"
     ratio = speedup_over_sgd(results, group, measure)
     if ratio is None:
-        count = len(results.of_optimizer("sgd"))
+        count = len(results.of_contestant("sgd"))
         return "no SGD run" if count == 0 else "several SGD configs"
     return quantities.comparison(ratio, "ratio")
 

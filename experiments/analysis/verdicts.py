@@ -113,15 +113,15 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
     if results is None:
         return Verdict(claim, "full", "not run", None, "no runs", command)
     groups: list[Group] = []
-    for optimizer in (name for name in (claim.optimizer, claim.reference) if name):
-        candidates = [group for group in results.of_optimizer(optimizer) if group.ended]
+    for name in (name for name in (claim.optimizer, claim.reference) if name):
+        candidates = [group for group in results.of_contestant(name) if group.ended]
         scale_command = claim.settled_by(_judging_scale(claim, results.scale))
         if not candidates:
-            reason = f"no ended run of {display_name(optimizer)}"
+            reason = f"no ended run of {display_name(name)}"
             return Verdict(claim, results.scale, "not run", None, reason, scale_command)
         if len(candidates) > 1:
             keys = ", ".join(key for key, _ in candidates[0].differs)
-            reason = f"{display_name(optimizer)} was run under several configs ({keys})"
+            reason = f"{display_name(name)} was run under several configs ({keys})"
             outcome: Outcome = "inconclusive" if results.scale in claim.judged_at else "not run"
             return Verdict(claim, results.scale, outcome, None, reason, "")
         groups.append(candidates[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -64,21 +63,6 @@ def test_corrupt_record_is_one_line_and_exit_2(results_dir, capsys):
     path.write_text("{broken\n" + path.read_text())
     assert main([str(results_dir), "--experiment", "toy"]) == 2
     assert "metrics.jsonl, line 1: corrupt record" in capsys.readouterr().err
-
-
-def test_analysis_imports_neither_torch_nor_other_rooms():
-    allowed = ("experiments.analysis", "experiments.errors")
-    for path in sorted((ROOT / "experiments" / "analysis").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path.name}: relative import"
-                names.append(node.module or "")
-            for name in names:
-                head = name.split(".")[0]
-                assert head not in ("torch", "torchvision", "mlbfgs"), f"{path.name}: {name}"
-                if head == "experiments":
-                    assert name.startswith(allowed), f"{path.name}: {name}"
 
 
 def test_nothing_heavy_is_loaded_by_the_command():

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composition import CONFIG_DIR, compose_config, options, recipe_note
-from experiments.reproduce import optimizers_with_recipe
+from experiments.composition import compose_config, recipe_note
+from experiments.contestants import CONFIG_DIR, optimizers_with_recipe, options
 from experiments.spec import RunSpec
 
-EXPERIMENTS = ("cifar100_resnet18", "cifar10_resnet18", "cifar10_resnet18_slimqn", "digits_mlp")
+EXPERIMENTS = (
+    "cifar100_resnet18",
+    "cifar10_resnet18",
+    "cifar10_resnet18_slimqn",
+    "controls",
+    "digits_mlp",
+)
 OPTIMIZERS = ("adam", "adamw", "kfac", "mlbfgs", "sgd", "slimqn")
 SCALES = ("full", "reduced", "smoke")
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from experiments.contestants import optimizers_with_recipe
 from experiments.launch import Outcome
 from experiments.progress import Progress, duration
-from experiments.reproduce import main, optimizers_with_recipe
+from experiments.reproduce import main
 from experiments.run_directory import RunStatus, read_status
 from experiments.spec import RunSpec
 from tests.experiments.run_configs import run_spec

@@ -32,13 +32,19 @@ class FakeRun:
     settings: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.1})
     curvature: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, float] = field(default_factory=dict)
+    arm: str = ""
+    numerics_version: int | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
             "results_dir": f"results-{self.seed}",
-            "experiment": {"name": self.experiment, "target": self.target and dict(self.target)},
+            "experiment": {
+                "name": self.experiment,
+                "target": self.target and dict(self.target),
+                **({"arm": self.arm} if self.arm else {}),
+            },
             "optimizer": {"name": self.optimizer, **self.settings},
             "scale": {"name": self.scale},
             "train": {"epochs": 30, "threads": 1},
@@ -76,10 +82,13 @@ class FakeRun:
 
     def write(self, results_dir: Path) -> Path:
         name = f"{self.scale}-seed{self.seed}-{self.key}"
-        path = results_dir / "runs" / self.experiment / self.optimizer / name
+        path = results_dir / "runs" / self.experiment / (self.arm or self.optimizer) / name
         path.mkdir(parents=True)
         meta = {"key": self.key, "experiment": self.experiment, "optimizer": self.optimizer}
         meta |= {"seed": self.seed, "scale": self.scale, "parameters": 1000}
+        meta |= {"arm": self.arm} if self.arm else {}
+        if self.numerics_version is not None:
+            meta["numerics_version"] = self.numerics_version
         status = {"status": self.status, "epoch": len(self.top1), "message": self.message}
         (path / "config.yaml").write_text(yaml.safe_dump(self.config))
         (path / "meta.json").write_text(json.dumps(meta))

@@ -84,6 +84,13 @@ def test_command_names_the_runs_that_would_settle_it(tmp_path):
         "python -m experiments.reproduce toy --optimizers b,a --seeds 0,1,2 --scale full"
     )
     assert settling_commands([claim, claim]) == (claim.settled_by(),)
+    arms = load(
+        tmp_path, {**CLAIM, **DIFFERENCE, "experiment": "controls", "optimizer": "sgd_lr0.1"}
+    )
+    assert arms.settled_by("reduced") == (
+        "python -m experiments.reproduce controls --optimizers b --arms sgd_lr0.1 "
+        "--seeds 0,1,2 --scale reduced"
+    )
     other = load(tmp_path, {**CLAIM, "command": "make theory"})
     assert other.settled_by() == "make theory"
 

@@ -13,6 +13,7 @@ from experiments.analysis import figures, palette
 from experiments.analysis.curvature import summarise_curvature, trace
 from experiments.analysis.groups import group_runs
 from experiments.analysis.runs import load_runs
+from experiments.contestants import arms
 
 
 def results_of(tmp_path, *runs):
@@ -80,6 +81,13 @@ def test_no_records_no_figure(tmp_path):
     results = results_of(tmp_path, FakeRun(status="crashed", top1=(), loss=()))
     assert figures.training_figure(results) is None
     assert figures.curvature_figure(results) is None
+
+
+def test_every_arm_of_an_experiment_has_its_own_look():
+    names = [*palette.LOOKS, *arms("controls")]
+    looks = {palette.look(name, "controls") for name in names}
+    assert len(looks) == len(set(names)) > len(palette.LOOKS)
+    assert palette.look("mlbfgs", "controls") == palette.look("mlbfgs")
 
 
 def test_looks_are_distinct_and_stable():

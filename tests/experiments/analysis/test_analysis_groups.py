@@ -68,6 +68,34 @@ def test_later_key_with_the_value_of_before_does_not_split_a_group(tmp_path):
         assert len(results.groups) == expected
 
 
+def test_arms_of_one_optimizer_are_contestants_of_their_own(tmp_path):
+    runs = [FakeRun(arm=arm, settings={"lr": lr}) for arm, lr in (("slow", 0.1), ("fast", 0.5))]
+    (results,) = grouped(write_runs(tmp_path, *runs, FakeRun(), FakeRun(arm="fast", seed=1)))
+    labels = [group.label for group in results.groups]
+    assert labels == ["SGD", "fast [lr=0.5]", "fast [lr=0.1]", "slow"]
+    assert {group.optimizer for group in results.groups} == {"sgd"}
+    assert [len(results.of_contestant(name)) for name in ("sgd", "slow", "fast")] == [1, 1, 2]
+    assert results.baseline() is results.groups[0]
+    assert any(
+        line.startswith("fast at reduced scale was run under 2") for line in results.problems
+    )
+
+
+def test_folder_must_be_that_of_the_arm(tmp_path):
+    path = FakeRun(arm="slow").write(tmp_path)
+    path.parent.rename(path.parent.with_name("sgd"))
+    with pytest.raises(UserError, match=r"arm is 'slow', but the directory's name says 'sgd'"):
+        grouped(tmp_path)
+
+
+def test_versions_of_the_numerics_are_separate_and_the_first_needs_no_mention(tmp_path):
+    versions = [(0, None), (1, 1), (2, 2)]
+    write_runs(tmp_path, *(FakeRun(seed=seed, numerics_version=v) for seed, v in versions))
+    (results,) = grouped(tmp_path)
+    assert [[run.seed for run in group.runs] for group in results.groups] == [[0, 1], [2]]
+    assert results.groups[1].label == "SGD [numerics_version=2]"
+
+
 def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
     path = FakeRun().write(tmp_path)
     other = path.with_name("reduced-seed0-0123456789")

@@ -75,6 +75,16 @@ def test_full_scale_speaks_for_the_paper(tmp_path):
     assert str(verdict) == "reproduced" and verdict.command == ""
 
 
+def test_claim_names_an_arm_where_it_may_name_an_optimizer(tmp_path):
+    ours = runs("mlbfgs", (90.0, 91.0, 92.0), arm="hessian")
+    theirs = runs("mlbfgs", (89.0, 89.9, 91.1), arm="gamma", settings={"lr": 0.2})
+    (results,) = group_runs(load_runs(write_runs(tmp_path, *ours, *theirs), "toy"))
+    claim = replace(ORDERING, optimizer="hessian", reference="gamma")
+    assert judge(claim, results).outcome == "reproduced"
+    assert judge(replace(claim, rule="below"), results).outcome == "not reproduced"
+    assert judge(ORDERING, results).reason == "no ended run of mL-BFGS"
+
+
 def test_reduced_scale_keeps_the_command_that_would_settle_it(tmp_path):
     verdict = judged(tmp_path, VALUE, runs("mlbfgs", (89.9, 90.0, 90.1)))
     assert verdict.command.endswith("--scale full")
