@@ -50,6 +50,13 @@ DISPLAY_NAMES = {
     "mlbfgs": "mL-BFGS",
     "kfac": "KFAC",
     "slbfgs": "sL-BFGS",
+    "sgd_normalized": "SGD, normalised",
+    "adagrad": "AdaGrad",
+    "adadelta": "AdaDelta",
+    "muon": "Muon",
+    "lbfgs": "L-BFGS",
+    "shampoo": "Shampoo",
+    "soap": "SOAP",
 }
 # Baselines first, so that a table reads like the papers' tables.
 _ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")

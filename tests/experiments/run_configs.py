@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from experiments.checkpoint import CheckpointStore
 from experiments.metrics import read_metrics
 from experiments.spec import RunSpec
+from experiments.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,3 +115,21 @@ def assert_same_run(left: RunSpec, right: RunSpec) -> None:
         for state in states
     ]
     assert ends[0] == ends[1]
+
+
+def stop_at(step: int, trainer: Trainer) -> None:
+    """Interrupt a run as its optimizer begins the step after `step`."""
+    done = 0
+
+    def count(optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        nonlocal done
+        done += 1
+        if done > step:
+            raise KeyboardInterrupt
+
+    handle = register_optimizer_step_pre_hook(count)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    finally:
+        handle.remove()

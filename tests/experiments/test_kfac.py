@@ -37,6 +37,7 @@ from tests.experiments.run_configs import (
     assert_same_run,
     newest_state,
     run_spec,
+    stop_at,
 )
 
 EXACT = {"rtol": 1e-10, "atol": 1e-13}
@@ -639,24 +640,6 @@ def test_run_that_is_cut_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert_same_run(cut, whole)
     losses = [r["loss"] for r in read_metrics(whole.directory / "metrics.jsonl") if "loss" in r]
     assert losses[-1] < 0.5 * losses[0]
-
-
-def stop_at(step: int, trainer: Trainer) -> None:
-    """Interrupt a run as its optimizer begins the step after `step`."""
-    original = KFAC.step
-    done = 0
-
-    def counted(self: KFAC, closure: Any = None) -> Any:
-        nonlocal done
-        done += 1
-        if done > step:
-            raise KeyboardInterrupt
-        return original(self, closure)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KFAC, "step", counted)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.run()
 
 
 def test_command_trains_in_a_worker(tmp_path: Path) -> None:

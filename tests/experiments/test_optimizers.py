@@ -36,12 +36,13 @@ def build(**values: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_every_config_builds_with_its_settings(name: str) -> None:
     config = compose_config([f"optimizer={name}"]).optimizer
-    optimizer = build_optimizer(config, nn.Linear(3, 2))
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    optimizer = build_optimizer(config, net)
     for key, value in config.items():
         if key in optimizer.defaults:
             wanted = tuple(value) if OmegaConf.is_list(value) else value
             assert optimizer.defaults[key] == wanted, key
-    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 8
+    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 8 + 6 + 3
 
 
 def test_resnet_blocks_are_the_papers_four() -> None:
