@@ -17,7 +17,7 @@ RECIPE_GROUP = "experiment/recipe"
 ARM_GROUP = "experiment/arm"
 
 # The papers' order in tables: the baselines, the first paper's optimizer, the second's.
-_ORDER = ("sgd", "adam", "adamw", "slimqn", "mlbfgs")
+_ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")
 
 
 def options(group: str) -> list[str]:

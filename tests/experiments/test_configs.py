@@ -22,7 +22,7 @@ EXPERIMENTS = (
 )
 OPTIMIZERS = (
     *("adadelta", "adagrad", "adam", "adamw", "kfac", "lbfgs", "mlbfgs", "muon", "sgd"),
-    *("sgd_normalized", "shampoo", "slimqn", "soap"),
+    *("sgd_normalized", "shampoo", "slbfgs", "slimqn", "soap"),
 )
 SCALES = ("full", "reduced", "smoke")
 
@@ -191,7 +191,7 @@ def test_every_recipe_and_experiment_says_where_it_comes_from() -> None:
 
 def test_demonstration_gives_every_optimizer_the_same_budget() -> None:
     configs = [composed("digits_mlp", name) for name in optimizers_with_recipe("digits_mlp")]
-    assert len(configs) == 4
+    assert len(configs) == 5
     for node in ("train", "dataset", "model", "schedule", "experiment.target", "seed"):
         values = [OmegaConf.select(config, node) for config in configs]
         assert all(value == values[0] for value in values), node

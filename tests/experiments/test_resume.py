@@ -152,8 +152,18 @@ worker.main([sys.argv[1]])
 """
 
 
-def test_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(tmp_path):
-    changes = {"train.checkpoint_interval": 5, "optimizer": MLBFGS}
+SLBFGS = {
+    "name": "slbfgs",
+    "_target_": "experiments.optimizers.slbfgs.SLBFGS",
+    "lr": 0.05,
+    "update_interval": 3,  # pairs before and after the checkpoint at step 10
+    "curvature_batch_size": 100,
+}
+
+
+@pytest.mark.parametrize("optimizer", [MLBFGS, SLBFGS], ids=lambda optimizer: optimizer["name"])
+def test_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(tmp_path, optimizer):
+    changes = {"train.checkpoint_interval": 5, "optimizer": optimizer}
     whole = run_spec(tmp_path / "whole", **changes)
     Trainer(whole).run()
     killed = run_spec(tmp_path / "killed", **changes)
