@@ -70,25 +70,26 @@ class CurvatureHistory:
         self.C = torch.zeros_like(self.gram)
         self.gamma = torch.ones(count, dtype=self.sum_dtype, device=device)
 
-    def new_projection(self) -> Tensor:
-        """(B, 2M) zeros: where `project` adds up p = W g."""
-        return torch.zeros_like(self.gram[:, 0])
+    def new_sums(self) -> Tensor:
+        """(B, 2M + 1) zeros: where a step adds up p = W g and, in the last column, gᵀg."""
+        return self.gram.new_zeros(len(self.blocks), 2 * self.history_size + 1)
 
-    def project(self, p: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
+    def project(self, sums: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
         """p[block] += W[:, start:stop] g.
 
         Args:
-            p: (B, 2M) float64, from `new_projection`.
+            sums: (B, 2M + 1) float64, from `new_sums`, whose first 2M columns are p.
             block: the block that [start, stop) lies in.
             start: first number of the flat vector.
             stop: last number plus one.
             g: (stop - start,) part of the vector.
         """
         tiles = list(_tiles(start, stop, SUM_TILE_NUMEL))
-        sums = g.new_empty(len(tiles), p.shape[1])
-        for row, (a, b) in zip(sums, tiles, strict=True):
+        rows = 2 * self.history_size
+        partial = g.new_empty(len(tiles), rows)
+        for row, (a, b) in zip(partial, tiles, strict=True):
             torch.mv(self._tile(a, b), g[a - start : b - start], out=row)
-        p[block].add_(sums.sum(0, dtype=p.dtype))
+        sums[block, :rows].add_(partial.sum(0, dtype=sums.dtype))
 
     def coefficients(self, p: Tensor) -> Tensor:
         """c = C p for every block: the weights of the rows of W in H g - γ g.
@@ -101,21 +102,25 @@ class CurvatureHistory:
         """
         return torch.matmul(self.C, p.unsqueeze(-1)).squeeze(-1)
 
-    def precondition_(self, c: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
-        """g <- γ g + W[:, start:stop]ᵀ c, in place.
+    def combine_(
+        self, a: Tensor, c: Tensor | None, block: int, start: int, stop: int, g: Tensor
+    ) -> None:
+        """g <- a g + W[:, start:stop]ᵀ c, in place.
 
         Args:
-            c: (B, 2M) in `dtype`, from `coefficients`.
+            a: (B,) weight of g.
+            c: (B, 2M) in `dtype`, weights of the rows of W; None is zero.
             block: the block that [start, stop) lies in.
             start: first number of the flat vector.
             stop: last number plus one.
             g: (stop - start,) part of the vector.
         """
-        gamma, row = self.gamma[block], c[block]
-        for a, b in _tiles(start, stop):
-            part = g[a - start : b - start]
-            part.mul_(gamma)
-            part.addmv_(self._tile(a, b).t(), row)
+        weight, row = a[block], None if c is None else c[block]
+        for first, last in _tiles(start, stop):
+            part = g[first - start : last - start]
+            part.mul_(weight)
+            if row is not None:
+                part.addmv_(self._tile(first, last).t(), row)
 
     def push(
         self,

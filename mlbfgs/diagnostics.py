@@ -22,8 +22,10 @@ class CurvatureRecord:
         damped: whether a threshold made τ smaller than τ0.
         accepted: whether the pair entered the history.
         gamma: sᵀŷ / ŷᵀŷ of the candidate pair: the γ of the next T steps if it was accepted.
-        cos_direction_gradient: cosine between this step's direction d and gradient g.
+        cos_direction_gradient: cosine between the direction d that this step took and g.
         direction_over_gradient: ‖d‖ / ‖g‖ of this step.
+        cos_hessian_gradient: the same cosine of H g; another one where `direction` is a control.
+        hessian_over_gradient: ‖H g‖ / ‖g‖ likewise.
         pairs: pairs in the history now.
         skipped: pairs refused so far.
         times_damped: pairs so far on which a threshold acted.
@@ -39,6 +41,8 @@ class CurvatureRecord:
     gamma: float
     cos_direction_gradient: float
     direction_over_gradient: float
+    cos_hessian_gradient: float
+    hessian_over_gradient: float
     pairs: int
     skipped: int
     times_damped: int
@@ -48,32 +52,36 @@ class CurvatureRecord:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class StepProducts:
+    """What one block's step was made of.
+
+    Attributes:
+        g_dot_g: gᵀg.
+        d_dot_g: dᵀg of the direction that was taken.
+        d_dot_d: dᵀd.
+        h_dot_g: (H g)ᵀg.
+        h_dot_h: (H g)ᵀ(H g).
+    """
+
+    g_dot_g: float
+    d_dot_g: float
+    d_dot_d: float
+    h_dot_g: float
+    h_dot_h: float
+
+
 def curvature_record(
-    flat: FlatState,
-    block: int,
-    pair: DampedPair,
-    g_dot_g: float,
-    p_dot_c: float,
-    c_gram_c: float,
-    gamma: float,
+    flat: FlatState, block: int, pair: DampedPair, step: StepProducts
 ) -> CurvatureRecord:
     """Put one block's numbers in words.
-
-    With d = γ g + Wᵀc and p = W g: dᵀg = γ gᵀg + pᵀc and dᵀd = γ² gᵀg + 2 γ pᵀc + cᵀ(W Wᵀ)c.
 
     Args:
         flat: the state, after the pair entered the history or was refused.
         block: number of the block.
         pair: the candidate pair.
-        g_dot_g: gᵀg of this step.
-        p_dot_c: pᵀc, 0 where the step was not preconditioned.
-        c_gram_c: cᵀ(W Wᵀ)c, likewise.
-        gamma: the γ this step used; 1 before the first pair.
+        step: products of this step's direction.
     """
-    d_dot_g = gamma * g_dot_g + p_dot_c
-    # rounding can make a tiny square negative
-    d_dot_d = max(gamma * gamma * g_dot_g + 2 * gamma * p_dot_c + c_gram_c, 0.0)
-    defined = d_dot_d > 0 and g_dot_g > 0
     return CurvatureRecord(
         step=flat.step,
         block=block,
@@ -83,9 +91,19 @@ def curvature_record(
         damped=pair.damped,
         accepted=pair.accepted,
         gamma=pair.gamma,
-        cos_direction_gradient=d_dot_g / math.sqrt(d_dot_d * g_dot_g) if defined else math.nan,
-        direction_over_gradient=math.sqrt(d_dot_d / g_dot_g) if g_dot_g > 0 else math.nan,
+        cos_direction_gradient=_cosine(step.d_dot_g, step.d_dot_d, step.g_dot_g),
+        direction_over_gradient=_ratio(step.d_dot_d, step.g_dot_g),
+        cos_hessian_gradient=_cosine(step.h_dot_g, step.h_dot_h, step.g_dot_g),
+        hessian_over_gradient=_ratio(step.h_dot_h, step.g_dot_g),
         pairs=min(flat.history.pairs[block], flat.history.history_size),
         skipped=flat.skipped[block],
         times_damped=flat.damped[block],
     )
+
+
+def _cosine(a_dot_b: float, a_dot_a: float, b_dot_b: float) -> float:
+    return a_dot_b / math.sqrt(a_dot_a * b_dot_b) if a_dot_a > 0 and b_dot_b > 0 else math.nan
+
+
+def _ratio(a_dot_a: float, b_dot_b: float) -> float:
+    return math.sqrt(a_dot_a / b_dot_b) if b_dot_b > 0 else math.nan

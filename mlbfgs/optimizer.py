@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord
+from mlbfgs.direction import DirectionKind, hessian_direction
 from mlbfgs.flat_state import FlatState
 from mlbfgs.layout import Layout
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
@@ -60,6 +61,8 @@ class MLBFGS(Optimizer):
         damping: τ0 in (0, 1]; 1 mixes nothing of s into y (SLIM-QN prints 1 - τ0).
         curvature_bounds: (σ_L, σ_H) of adaptive damping, or None for none.
         blocks: Hessian blocks, see :mod:`mlbfgs.partition`; None is one block.
+        direction: what stands for H g after the warm-up: "hessian" (H g), or one of two controls,
+            "gamma_gradient" (γ g) and "norm_matched_gradient" (g scaled to ‖H g‖, in every block).
         history_dtype: of the pairs, `torch.float32`, `torch.bfloat16` or `torch.float64`; None is
             float32 (float64 if a parameter is float64), the dtype of everything else in the state.
         maximize: ascend instead of descend.
@@ -88,6 +91,7 @@ class MLBFGS(Optimizer):
         damping: float = 0.99,
         curvature_bounds: Bounds | None = (0.01, 1.5),
         blocks: BlockPolicy = None,
+        direction: DirectionKind = "hessian",
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
     ):
@@ -103,6 +107,7 @@ class MLBFGS(Optimizer):
             "update_interval": update_interval,
             "damping": damping,
             "curvature_bounds": None if curvature_bounds is None else tuple(curvature_bounds),
+            "direction": direction,
             "maximize": maximize,
         }
         # In `defaults`, betas would pass for Adam's: OneCycleLR and CyclicLR would cycle β1 instead
@@ -168,6 +173,8 @@ class MLBFGS(Optimizer):
     def hessian_vector(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """H applied to a vector: what gradients are multiplied with after the warm-up.
 
+        H itself, whatever `direction` makes of it.
+
         Args:
             vectors: one tensor for each parameter, in the order of the parameter groups, each of
                 its parameter's shape.
@@ -182,12 +189,14 @@ class MLBFGS(Optimizer):
         views = dict(zip(layout.params, layout.views(vector), strict=True))
         for p, given in zip(self._parameters(), vectors, strict=True):
             views[p].copy_(given)
-        projection = history.new_projection()
+        sums = history.new_sums()
         for s in layout.segments:
-            history.project(projection, s.block, s.start, s.stop, vector[s.start : s.stop])
-        rows = history.coefficients(projection).to(layout.dtype)
+            history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
+        direction = hessian_direction(history, sums[:, :-1])
+        assert direction.c is not None
+        rows = direction.c.to(layout.dtype)
         for s in layout.segments:
-            history.precondition_(rows, s.block, s.start, s.stop, vector[s.start : s.stop])
+            history.combine_(direction.a, rows, s.block, s.start, s.stop, vector[s.start : s.stop])
         return [views[p] for p in self._parameters()]
 
     def curvature_records(self) -> list[dict[str, int | float | bool]]:
@@ -368,6 +377,7 @@ class SLIMQN(MLBFGS):
         damping: τ0, which is one minus the "damping" of the paper's tables.
         curvature_bounds: see :class:`MLBFGS`.
         blocks: see :class:`MLBFGS`.
+        direction: see :class:`MLBFGS`.
         history_dtype: see :class:`MLBFGS`.
         maximize: see :class:`MLBFGS`.
     """
@@ -385,6 +395,7 @@ class SLIMQN(MLBFGS):
         damping: float = 0.95,
         curvature_bounds: Bounds | None = (0.01, 1.0),
         blocks: BlockPolicy = None,
+        direction: DirectionKind = "hessian",
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
     ):
@@ -399,6 +410,7 @@ class SLIMQN(MLBFGS):
             damping=damping,
             curvature_bounds=curvature_bounds,
             blocks=blocks,
+            direction=direction,
             history_dtype=history_dtype,
             maximize=maximize,
         )

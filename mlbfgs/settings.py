@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, get_args
 
 from torch import Tensor
 
 from mlbfgs.damping import Bounds
+from mlbfgs.direction import DirectionKind
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class SharedSettings:
         update_interval: T, in steps.
         damping: τ0.
         curvature_bounds: (σ_L, σ_H) or None.
+        direction: what stands for H g.
     """
 
     betas: tuple[float, float]
@@ -28,6 +31,7 @@ class SharedSettings:
     update_interval: int
     damping: float
     curvature_bounds: Bounds | None
+    direction: DirectionKind
 
 
 #: Their names.
@@ -82,6 +86,19 @@ def check_group(group: Mapping[str, Any]) -> None:
     bounds = group["curvature_bounds"]
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < 1.0 <= bounds[1]):
         raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
+    check_choice("direction", group["direction"], get_args(DirectionKind))
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a name that is none of the choices.
+
+    Raises:
+        ValueError: the message has the choices and, if there is one, the nearest.
+    """
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Invalid {key}: {value!r} (one of {', '.join(choices)}){hint}")
 
 
 def check_parameters(params: Sequence[Tensor]) -> None:

@@ -4,8 +4,8 @@ It runs over segments of the flat vector instead of whole vectors, so that a seg
 still in cache when the next operation wants them:
 
     1. g = gradient + wd θ;  M_θ <- β1 M_θ + (1-β1) θ;  M_g <- β2 M_g + (1-β2) g;  p += W g
-    2. c = C p
-    3. d = γ g + Wᵀ c;  v <- m v + d;  θ <- θ - lr v
+    2. a, c from p: H g has a = γ, c = C p (`mlbfgs.direction`)
+    3. d = a g + Wᵀ c;  v <- m v + d;  θ <- θ - lr v
     4. every T steps: a pair (s, ŷ) from the averages and their snapshots, then new snapshots
 
 During the first 2T steps d = g. g is gathered twice, in 1 and in 3: reading it again is cheaper
@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from mlbfgs.damping import damp
-from mlbfgs.diagnostics import CurvatureRecord, curvature_record
+from mlbfgs.diagnostics import CurvatureRecord, StepProducts, curvature_record
+from mlbfgs.direction import direction_of_kind, hessian_direction, products
 from mlbfgs.flat_state import FlatState
 from mlbfgs.layout import Segment
 from mlbfgs.settings import SharedSettings
@@ -66,40 +67,44 @@ def take_step(
     layout, history = flat.layout, flat.history
     flat.step += 1
     _seed_averages(flat, groups)
-    interval = shared.update_interval
+    interval, kind = shared.update_interval, shared.direction
     pair_due = flat.step % interval == 0 and flat.step > interval
     preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
     theta, gradients = layout.cut(layout.params), layout.cut(grads)
-    p = history.new_projection()
-    g_dot_g = p.new_zeros(len(layout.blocks))
-
     parts = [_part(flat, segment, theta, gradients) for segment in layout.segments]
+    # every sum over n that the direction needs, in one tensor: p = W g and gᵀg
+    sums = history.new_sums()
+    with_projection = kind != "gamma_gradient" or pair_due  # else nothing asks for H g
+    with_square = kind == "norm_matched_gradient" or pair_due
+
     for segment, part in zip(layout.segments, parts, strict=True):  # Alg. 1, lines 4-8
         group = groups[segment.group]
         g = _gather(flat, segment, part, group)
         _update_averages(part, shared.betas)
-        if pair_due:
-            g_dot_g[segment.block].add_(torch.dot(g, g))
-        if preconditioned[segment.block]:
-            history.project(p, segment.block, segment.start, segment.stop, g)
-        else:
+        if with_square:
+            sums[segment.block, -1].add_(torch.dot(g, g))
+        if not preconditioned[segment.block]:
             _descend(part, group)
+        elif with_projection:
+            history.project(sums, segment.block, segment.start, segment.stop, g)
 
-    c = history.coefficients(p)
+    p, g_dot_g = sums[:, :-1], sums[:, -1]
+    direction = direction_of_kind(kind, history, p, g_dot_g)
     if any(preconditioned):
-        rows = c.to(layout.dtype)
+        rows = None if direction.c is None else direction.c.to(layout.dtype)
         # Alg. 1, lines 10-11; backwards: what the loop above read last is still in cache
         for segment, part in zip(reversed(layout.segments), reversed(parts), strict=True):
             if preconditioned[segment.block]:
                 group = groups[segment.group]
                 g = _gather(flat, segment, part, group)
-                history.precondition_(rows, segment.block, segment.start, segment.stop, g)
+                history.combine_(direction.a, rows, segment.block, segment.start, segment.stop, g)
                 _descend(part, group)
 
     records = None
     if pair_due:  # Alg. 1, lines 13-17
-        of_direction = torch.stack([g_dot_g, *_gram_products(flat, p, c)])
-        records = _update_pairs(flat, shared, of_direction)
+        full = products(history, hessian_direction(history, p), p, g_dot_g)
+        applied = products(history, direction, p, g_dot_g)
+        records = _update_pairs(flat, shared, torch.stack([g_dot_g, *applied, *full]))
     if flat.step % interval == 0:
         flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
         flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
@@ -183,12 +188,6 @@ def _descend(part: _Part, group: Mapping[str, Any]) -> None:
         torch._foreach_add_(part.theta, step, alpha=-group["lr"])
 
 
-def _gram_products(flat: FlatState, p: Tensor, c: Tensor) -> list[Tensor]:
-    """(B,) pᵀc, cᵀ(W Wᵀ)c and the γ in use: dᵀg and dᵀd follow from them without a pass over n."""
-    gram_c = torch.matmul(flat.history.gram, c.unsqueeze(-1)).squeeze(-1)
-    return [(p * c).sum(1), (c * gram_c).sum(1), flat.history.gamma]
-
-
 def _update_pairs(
     flat: FlatState, shared: SharedSettings, of_direction: Tensor
 ) -> list[CurvatureRecord]:
@@ -196,16 +195,16 @@ def _update_pairs(
     history = flat.history
     averages = (flat.flat["param_average"], flat.flat["grad_average"])
     snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
-    products = of_direction.new_zeros(3, len(flat.layout.blocks))
+    dots = of_direction.new_zeros(3, len(flat.layout.blocks))
     for block in range(len(flat.layout.blocks)):
         for a, b in history.tiles(block):
             s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
-            dots = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
-            products[:, block].add_(dots)
-    numbers = torch.cat([products, of_direction]).T.tolist()
+            tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
+            dots[:, block].add_(tile)
+    numbers = torch.cat([dots, of_direction]).T.tolist()
 
     records = []
-    for block, (ss, sy, yy, *directional) in enumerate(numbers):
+    for block, (ss, sy, yy, *of_step) in enumerate(numbers):
         pair = damp(
             *(ss, sy, yy),
             tau0=shared.damping,
@@ -221,5 +220,5 @@ def _update_pairs(
                 "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
                 *(flat.step, block, ss, sy, yy),
             )
-        records.append(curvature_record(flat, block, pair, *directional))
+        records.append(curvature_record(flat, block, pair, StepProducts(*of_step)))
     return records

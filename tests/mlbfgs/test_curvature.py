@@ -35,12 +35,12 @@ def push(history, s, y, block=0, tau=1.0):
 
 def apply(history, g):
     d = torch.as_tensor(g).to(history.dtype).clone()
-    p = history.new_projection()
+    sums = history.new_sums()
     for block, b in enumerate(history.blocks):
-        history.project(p, block, b.start, b.stop, d[b])
-    rows = history.coefficients(p).to(history.dtype)
+        history.project(sums, block, b.start, b.stop, d[b])
+    rows = history.coefficients(sums[:, :-1]).to(history.dtype)
     for block, b in enumerate(history.blocks):
-        history.precondition_(rows, block, b.start, b.stop, d[b])
+        history.combine_(history.gamma, rows, block, b.start, b.stop, d[b])
     return d.numpy()
 
 
