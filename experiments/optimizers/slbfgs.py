@@ -182,10 +182,7 @@ class SLBFGS(Optimizer):
         gradient = self._reduced_gradient(self._correction)
         direction = gradient.clone()
         if self._history.pairs[0] > 0:
-            projection = self._history.new_projection()
-            self._history.project(projection, 0, 0, len(direction), direction)
-            rows = self._history.coefficients(projection).to(direction.dtype)
-            self._history.precondition_(rows, 0, 0, len(direction), direction)
+            self._precondition_(direction)
         self._average_iterates()
         if self._pair is not None:
             self._push(self._pair, gradient, direction)
@@ -193,6 +190,14 @@ class SLBFGS(Optimizer):
         self._correction, self._pair = None, None
         self._count["step"] += 1
         self._write_counters()
+
+    def _precondition_(self, v: Tensor) -> None:
+        """v <- H v = γ v + Wᵀ C W v (`mlbfgs.compact`)."""
+        history, n = self._history, len(v)
+        sums = history.new_sums()
+        history.project(sums, 0, 0, n, v)
+        rows = history.coefficients(sums[:, : 2 * history.history_size]).to(v.dtype)
+        history.combine_(history.gamma.to(v.dtype), rows, 0, 0, n, v)
 
     def _reduced_gradient(self, correction: list[Tensor]) -> Tensor:
         """v = ∇f_S(θ) - ∇f_S(w) + μ; the decay of the last two cancels (line 10)."""
@@ -228,6 +233,8 @@ class SLBFGS(Optimizer):
             self._count["skipped"] += 1
         g, d = gradient, direction
         gg, gd, dd = torch.stack([torch.dot(g, g), torch.dot(g, d), torch.dot(d, d)]).tolist()
+        cosine = gd / (gg * dd) ** 0.5 if gg * dd > 0 else float("nan")
+        ratio = (dd / gg) ** 0.5 if gg > 0 else float("nan")
         self._records = [
             CurvatureRecord(
                 step=self._count["step"] + 1,
@@ -238,8 +245,10 @@ class SLBFGS(Optimizer):
                 damped=False,
                 accepted=accepted,
                 gamma=numbers.gamma,
-                cos_direction_gradient=gd / (gg * dd) ** 0.5 if gg * dd > 0 else float("nan"),
-                direction_over_gradient=(dd / gg) ** 0.5 if gg > 0 else float("nan"),
+                cos_direction_gradient=cosine,
+                direction_over_gradient=ratio,
+                cos_hessian_gradient=cosine,
+                hessian_over_gradient=ratio,
                 pairs=min(history.pairs[0], history.history_size),
                 skipped=self._count["skipped"],
                 times_damped=0,
