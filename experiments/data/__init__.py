@@ -6,10 +6,13 @@ mirrored and normalised when it is asked for.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from experiments.data import cifar, digits
 from experiments.data.batches import Batch, Data, ImageSet, InMemoryData, RawData
+from experiments.data.holdout import hold_out
 from experiments.data.settings import CifarSettings, InputSettings, read_dataset
 from experiments.settings import Node, node_name
 
@@ -38,6 +41,9 @@ def build_data(cfg: Node, *, batch_size: int, seed: int, device: torch.device | 
     else:
         settings = read_dataset(CifarSettings, cfg)
         raw = cifar.load(settings)
+    if settings.holdout is not None:
+        raw = hold_out(raw, settings.holdout)
+        settings = replace(settings, test_limit=None)
     return InMemoryData(
         raw, settings, batch_size=batch_size, seed=seed, device=torch.device(device)
     )

@@ -66,17 +66,25 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> ImageSet:
-        """The first `count` images, class by class in turn, in their old order.
+    def at(self, places: npt.NDArray[np.int64]) -> ImageSet:
+        """The images at these places."""
+        return ImageSet(self.images[places], self.labels[places])
 
-        The sizes of the classes differ by at most one (as long as no class is used up).
-        """
-        place_in_class = np.empty(len(self), dtype=np.int64)
-        for label in np.unique(self.labels):
-            members = np.flatnonzero(self.labels == label)
-            place_in_class[members] = np.arange(len(members))
-        chosen = np.sort(np.lexsort((self.labels, place_in_class))[:count])
-        return ImageSet(self.images[chosen], self.labels[chosen])
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, class by class in turn, in their old order."""
+        return self.at(balanced(self.labels, count))
+
+
+def balanced(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The places of the first `count` labels, class by class in turn, in their old order.
+
+    The sizes of the classes differ by at most one (as long as no class is used up).
+    """
+    place_in_class = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place_in_class[members] = np.arange(len(members))
+    return np.sort(np.lexsort((labels, place_in_class))[:count])
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,10 @@ class InputSettings:
         horizontal_flip: mirror training images with probability 1/2.
         drop_last: leave out an epoch's last batch where it would be smaller.
         train_limit: train on so many images only, balanced over the classes; null for all.
-        test_limit: test on so many images only; null for all.
+        test_limit: test on so many images only; null for all. Held-out images are all used.
+        holdout: hold out so many training images (balanced over the classes, the same for every
+            seed, before `train_limit`) and test on them; the test set is then not used. Null for
+            none.
         test_batch_size: images of a test batch.
     """
 
@@ -34,6 +37,7 @@ class InputSettings:
     drop_last: bool = True
     train_limit: int | None = None
     test_limit: int | None = None
+    holdout: int | None = None
     test_batch_size: int = 500
 
 

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from experiments.data import Batch, ImageSet, InMemoryData, RawData, build_data, digits
+from experiments.data.holdout import hold_out
 from experiments.data.settings import CifarSettings, InputSettings, read_dataset
 from experiments.errors import UserError
 
@@ -255,3 +256,43 @@ def test_cifar_config_files_are_valid_and_follow_the_environment(name, monkeypat
     monkeypatch.delenv("MLBFGS_DATA")
     settings = read_dataset(CifarSettings, OmegaConf.load(CONFIGS / f"{name}.yaml"))
     assert settings.root == f"data/{name}"
+
+
+def make_digits(seed: int = 0, **keys):
+    return build_data(OmegaConf.merge(DIGITS, keys), batch_size=100, seed=seed, device="cpu")
+
+
+def test_holdout_takes_training_images_and_leaves_the_test_set_untouched():
+    raw = digits.load()
+    held = hold_out(raw, 137)
+    everything = np.concatenate([held.train.images, held.test.images])
+    assert len(held.train) == 1442 - 137 and len(held.test) == 137
+
+    def sorted_rows(images):
+        return sorted(image.tobytes() for image in images)
+
+    assert sorted_rows(everything) == sorted_rows(raw.train.images)  # a split, nothing else
+    counts = np.bincount(held.test.labels, minlength=10)
+    assert counts.max() - counts.min() == 1 and counts.sum() == 137
+    label_of = {i.tobytes(): n for i, n in zip(raw.train.images, raw.train.labels, strict=True)}
+    for part in (held.train, held.test):
+        assert [label_of[image.tobytes()] for image in part.images] == part.labels.tolist()
+
+
+def test_holdout_is_the_same_for_every_seed_and_composes_with_limits():
+    plain = make_digits(holdout=100)
+    assert (plain.train_size, plain.test_size) == (1342, 100)
+    limited = make_digits(holdout=100, train_limit=400, test_limit=20)
+    assert (limited.train_size, limited.test_size) == (400, 100)
+    seeded = make_digits(seed=5, holdout=100)
+    assert equal(list(plain.test_batches()), list(seeded.test_batches()))
+    assert not equal(list(plain.test_batches()), list(make_digits().test_batches()))
+    assert not equal(list(plain.train_batches(0)), list(seeded.train_batches(0)))
+
+
+@pytest.mark.parametrize("holdout", [0, 1442, -3])
+def test_holdout_of_nothing_or_of_everything_is_refused(holdout):
+    with pytest.raises(UserError, match=rf"dataset.holdout = {holdout} must be 1 to 1441"):
+        make_digits(holdout=holdout)
+    with pytest.raises(UserError, match="train_limit = 1400 is more than the 1342"):
+        make_digits(holdout=100, train_limit=1400)
