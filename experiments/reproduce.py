@@ -29,6 +29,7 @@ from experiments.errors import UserError, nearest
 from experiments.launch import Outcome, finished_outcome, freeze
 from experiments.pool import WorkerPool
 from experiments.progress import Progress
+from experiments.replay import fill, missing_source
 from experiments.run_directory import read_status
 from experiments.spec import RunSpec
 
@@ -43,6 +44,24 @@ _OPTION_OF = {
     "scale": "--scale",
     "results_dir": "--results-dir",
 }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a campaign, as far as they are known.
+
+    Attributes:
+        runs: the override that chooses the contestant, and the run.
+        waiting: one line for every run whose config wants a run that is not finished.
+    """
+
+    runs: tuple[tuple[str, RunSpec], ...]
+    waiting: tuple[str, ...]
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """The runs alone."""
+        return [spec for _, spec in self.runs]
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Campaign:
         """Hydra overrides of one contestant's runs, without the seed and the results directory."""
         return [f"experiment={self.experiment}", choice, f"scale={self.scale}", *self.overrides]
 
-    def compose(self) -> list[RunSpec]:
+    def compose(self) -> Plan:
         """Compose every run, seed by seed, so that a part of a campaign compares as well.
 
         Raises:
@@ -94,12 +113,16 @@ class Campaign:
             note = recipe_note(config)
             if note is not None:
                 logger.warning(note)
-        specs = []
+        runs, waiting = [], []
         for seed in self.seeds:
-            for config in configs:
+            for choice, composed in zip(self.choices, configs, strict=True):
+                config = composed.copy()
                 config.seed = seed
-                specs.append(RunSpec.from_config(config))
-        return specs
+                if fill(config):
+                    runs.append((choice, RunSpec.from_config(config)))
+                else:
+                    waiting.append(missing_source(config))
+        return Plan(tuple(runs), tuple(waiting))
 
     @property
     def summary_dir(self) -> Path:
@@ -163,15 +186,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = _parser().parse_intermixed_args(arguments)
     try:
         campaign = _campaign(command)
-        specs = campaign.compose()
+        plan = campaign.compose()
         if command.status:
-            print(status_table(campaign, specs))
+            print(status_table(campaign, plan))
             return 0
         if command.plan:
-            print(plan_text(campaign, specs))
+            print(plan_text(campaign, plan))
             return 0
-        outcomes = run_missing(specs, jobs=command.jobs)
-        return _report(campaign, specs, outcomes)
+        outcomes = run_missing(plan.specs, jobs=command.jobs)
+        if plan.waiting:
+            before = {spec.directory for spec in plan.specs}
+            plan = campaign.compose()
+            ready = [spec for spec in plan.specs if spec.directory not in before]
+            outcomes += run_missing(ready, jobs=command.jobs)
+        return _report(campaign, plan, outcomes)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -184,10 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def status_table(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
+def status_table(campaign: Campaign, plan: Plan) -> str:
     """How far every run is, a line each."""
-    lines = [_headline(campaign, specs)]
-    for spec in specs:
+    lines = [_headline(campaign, plan)]
+    for spec in plan.specs:
         status = read_status(spec.directory)
         state = "missing" if status is None else status.status
         epoch = 0 if status is None else status.epoch
@@ -195,30 +223,34 @@ def status_table(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
         lines.append(
             f"  {state:<9} epoch {epoch:>3}/{spec.config.train.epochs:<3} {spec.directory}{note}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_waiting_lines(plan)])
 
 
-def plan_text(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
+def plan_text(campaign: Campaign, plan: Plan) -> str:
     """The commands that would run what is missing, a line each."""
-    lines = [_headline(campaign, specs)]
-    pairs = [(choice, seed) for seed in campaign.seeds for choice in campaign.choices]
-    for spec, (choice, seed) in zip(specs, pairs, strict=True):
+    lines = [_headline(campaign, plan)]
+    for choice, spec in plan.runs:
         if finished_outcome(spec) is None:
             arguments = campaign.arguments(choice)
-            arguments += [f"seed={seed}", f"results_dir={campaign.results_dir}"]
+            arguments += [f"seed={spec.seed}", f"results_dir={campaign.results_dir}"]
             lines.append(f"  {shlex.join(['python', '-m', 'experiments.train', *arguments])}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_waiting_lines(plan)])
 
 
-def _headline(campaign: Campaign, specs: Sequence[RunSpec]) -> str:
-    finished = sum(finished_outcome(spec) is not None for spec in specs)
+def _waiting_lines(plan: Plan) -> list[str]:
+    return [f"  waiting   {line}" for line in plan.waiting]
+
+
+def _headline(campaign: Campaign, plan: Plan) -> str:
+    finished = sum(finished_outcome(spec) is not None for spec in plan.specs)
+    total = len(plan.runs) + len(plan.waiting)
     return (
         f"{campaign.experiment}, scale {campaign.scale}, in {campaign.results_dir}: "
-        f"{len(specs)} runs, {finished} finished, {len(specs) - finished} to run"
+        f"{total} runs, {finished} finished, {total - finished} to run"
     )
 
 
-def _report(campaign: Campaign, specs: Sequence[RunSpec], outcomes: Sequence[Outcome]) -> int:
+def _report(campaign: Campaign, plan: Plan, outcomes: Sequence[Outcome]) -> int:
     """Judge what there is, print it, and turn the outcomes into an exit code."""
     failed = [outcome for outcome in outcomes if outcome.status in ("crashed", "refused")]
     if len(failed) < len(outcomes):
@@ -230,7 +262,7 @@ def _report(campaign: Campaign, specs: Sequence[RunSpec], outcomes: Sequence[Out
             campaign.experiment,
             campaign.summary_dir,
             scale=campaign.scale,
-            keys={spec.key for spec in specs},
+            keys={spec.key for spec in plan.specs},
         )
         print(f"\n{summary.terminal()}\n")
         for path in summary.paths:
@@ -238,8 +270,12 @@ def _report(campaign: Campaign, specs: Sequence[RunSpec], outcomes: Sequence[Out
     for message in dict.fromkeys(outcome.message for outcome in failed):
         affected = [outcome for outcome in failed if outcome.message == message]
         print(f"error: {message} ({len(affected)} of {len(outcomes)} runs)", file=sys.stderr)
+    for line in plan.waiting:
+        print(f"error: {line}", file=sys.stderr)
     statuses = {outcome.status for outcome in failed}
-    return 1 if "crashed" in statuses else 2 if "refused" in statuses else 0
+    if "crashed" in statuses:
+        return 1
+    return 2 if "refused" in statuses or plan.waiting else 0
 
 
 def _parser() -> argparse.ArgumentParser:

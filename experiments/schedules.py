@@ -7,16 +7,19 @@ With `base` the optimizer's learning rate, E epochs in total and W warm-up epoch
     cosine    min + (base - min) * (1 + cos(pi * (e - W) / (E - W))) / 2
     steps     base * gamma ** (number of milestones <= e)
     constant  base
+    replay    cosine * multiplier of the last of `multipliers` whose step is <= t
 
 The warm-up is linear per step. The cosine spans the epochs *after* the warm-up, so that it starts
 at `base` where the warm-up ends and is the plain one where there is none; `e` is the epoch
 (`interval: epoch`, torch's CosineAnnealingLR stepped once an epoch) or the fractional epoch
 (`interval: step`). Milestones are epochs counted from the start of training, warm-up included.
-Each equals the torch schedulers CosineAnnealingLR, MultiStepLR and LinearLR (tested).
+Each equals the torch schedulers CosineAnnealingLR, MultiStepLR and LinearLR (tested); `replay` is
+ours (`experiments.replay`).
 """
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import logging
 import math
@@ -80,7 +83,35 @@ class Steps(Constant):
         return base_lr * self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
 
 
-SCHEDULES: dict[str, type[Constant]] = {"cosine": Cosine, "steps": Steps, "constant": Constant}
+@dataclass(frozen=True, kw_only=True)
+class Replay(Cosine):
+    """A cosine times multipliers that change at given steps, such as the γ of another run.
+
+    Attributes:
+        source: the contestant whose multipliers they are.
+        source_key: key of its run; None before they are filled in.
+        multipliers: (step, multiplier) pairs, steps from 0 and increasing.
+    """
+
+    source: str
+    source_key: str | None = None
+    multipliers: tuple[tuple[float, ...], ...] = ()
+
+    def after_warmup(
+        self, base_lr: float, step: int, warmup_steps: int, steps_per_epoch: int, epochs: int
+    ) -> float:
+        """Learning rate at a step that is not in the warm-up."""
+        plain = super().after_warmup(base_lr, step, warmup_steps, steps_per_epoch, epochs)
+        place = bisect.bisect_right(self.multipliers, (step, math.inf))
+        return plain * self.multipliers[place - 1][1]
+
+
+SCHEDULES: dict[str, type[Constant]] = {
+    "cosine": Cosine,
+    "steps": Steps,
+    "constant": Constant,
+    "replay": Replay,
+}
 
 
 def read_schedule(cfg: Node | Constant) -> Constant:
@@ -150,6 +181,8 @@ def check_schedule(cfg: Node | Constant, *, base_lr: float, epochs: int) -> None
         _check_cosine(schedule, base_lr)
     if isinstance(schedule, Steps):
         _check_steps(schedule, epochs)
+    if isinstance(schedule, Replay):
+        _check_replay(schedule)
 
 
 def _check_warmup(schedule: Constant, epochs: int) -> None:
@@ -196,3 +229,31 @@ def _check_steps(schedule: Steps, epochs: int) -> None:
         logger.warning(
             "schedule.milestones: %s never reached, the run has %d epochs", beyond, epochs
         )
+
+
+def _check_replay(schedule: Replay) -> None:
+    pairs = schedule.multipliers
+    if not pairs:
+        raise UserError(
+            f"schedule.multipliers is empty: they are the γ of a finished run of {schedule.source}"
+            " with the same scale and seed; python -m experiments.reproduce runs it first"
+        )
+    if schedule.warmup_epochs > 0:
+        raise UserError(
+            f"schedule.warmup_epochs = {schedule.warmup_epochs:g} must be 0 in a replay: its"
+            " multipliers are the warm-up"
+        )
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"schedule.multipliers = {_shown(pairs)} must be [step, multiplier] pairs")
+    steps = [pair[0] for pair in pairs]
+    if steps[0] != 0 or any(a >= b for a, b in itertools.pairwise(steps)):
+        shown = ", ".join(f"{step:g}" for step in steps)
+        raise UserError(f"schedule.multipliers has steps {shown}: they must increase from 0 on")
+    if not all(math.isfinite(value) and value > 0 for _, value in pairs):
+        raise UserError(
+            f"schedule.multipliers = {_shown(pairs)}: every multiplier must be a positive number"
+        )
+
+
+def _shown(pairs: tuple[tuple[float, ...], ...]) -> str:
+    return str([list(pair) for pair in pairs])

@@ -33,6 +33,7 @@ from experiments.composition import (
 from experiments.contestants import CONFIG_DIR
 from experiments.errors import UserError
 from experiments.launch import launch
+from experiments.replay import fill, missing_source
 from experiments.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ def _compose_and_train(arguments: Sequence[str], entries: list[Entry]) -> None:
         name = " ".join(HydraConfig.get().overrides.task)
         try:
             refuse_unknown_keys(config)
+            if not fill(config):
+                raise UserError(missing_source(config))
             spec = RunSpec.from_config(config)
             name = str(spec.directory)
             entries.append(_train_one(spec))

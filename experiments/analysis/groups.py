@@ -42,6 +42,8 @@ LATER_KEYS: dict[str, Any] = {
     "optimizer.direction": "hessian",
     "dataset.holdout": None,
 }
+# Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
+PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
 DISPLAY_NAMES = {
     "sgd": "SGD",
     "adam": "Adam",
@@ -208,6 +210,7 @@ def deciding_values(run: Run) -> dict[str, Any]:
         if not any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS)
         # A copy of the seed further down in the config is the seed too.
         and not (path.rsplit(".", 1)[-1] == "seed" and value == run.seed)
+        and path not in PER_SEED_KEYS
         and not (path in LATER_KEYS and repr(value) == repr(LATER_KEYS[path]))
     }
     # Absent from the runs of before it was recorded, which were all of the first version.
