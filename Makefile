@@ -4,12 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Of the commands reproduce-...: runs side by side, and where runs/ and summary/ are.
+JOBS := 1
+RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer documents clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer reproduce-controls reproduce-released documents clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
@@ -41,6 +44,14 @@ bench: bench-optimizer ## all benchmarks
 
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
+
+reproduce-controls: SCALE = reduced
+reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against controls without curvature (SCALE=reduced, JOBS=1)
+	$(BIN)/python -m experiments.reproduce controls --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
+
+reproduce-released: SCALE = reduced
+reproduce-released: $(STAMP) ## the released code's departures, one at a time (SCALE=reduced, JOBS=1)
+	$(BIN)/python -m experiments.reproduce released --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

@@ -13,6 +13,9 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 * `theory`: a quantity that needs no run, `<file>/<quantity>` of `results/theory/<file>.json`
   (`experiments.analysis.theory`); such a claim names no optimizer.
 
+`paper: ours` marks a question of this project, asked before the run like the papers' claims: no paper
+is quoted, and its verdict says whether our own statement holds.
+
 Subject and reference are contestants of the experiment: an optimizer, or an arm by its name.
 """
 
@@ -34,6 +37,7 @@ DEFAULT_CLAIMS = Path(__file__).resolve().parents[2] / "results" / "claims.yaml"
 KINDS = ("value", "difference", "ordering", "ratio", "speedup", "theory")
 RULES = ("within", "above", "below")
 _WITHOUT_REFERENCE = ("value", "theory")
+OURS = "ours"  # in the place of a paper
 _REQUIRED = ("row", "paper", "place", "statement", "experiment", "metric", "kind", "optimizer")
 _OPTIONAL = (
     "reference",
@@ -76,8 +80,8 @@ class Claim:
     Attributes:
         id: stable name of the entry.
         row: the row of the papers' list of claims it belongs to, such as M-T3.
-        paper: SLIM-QN or mL-BFGS.
-        place: table, figure or section.
+        paper: SLIM-QN or mL-BFGS; `OURS` for a statement of this project.
+        place: table, figure or section; of a statement of ours, what it is about.
         statement: quotation, or the cell in words.
         experiment: the experiment that tests it.
         metric: a measure of a run, or the quantity of a claim of theory.
@@ -206,6 +210,8 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     if (kind in _WITHOUT_REFERENCE) == ("reference" in entry):
         needed = "no reference" if kind in _WITHOUT_REFERENCE else "a reference optimizer"
         raise UserError(f"{where}: kind {kind!r} needs {needed}")
+    if entry["paper"] == OURS and "cell" in entry:
+        raise UserError(f"{where}: paper {OURS!r} prints nothing: it cannot have a cell")
     printed = _printed(entry, kind, cells, where)
     _check_consistency(entry, kind, rule, printed, where)
     return Claim(

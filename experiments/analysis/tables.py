@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tabulate import tabulate
 
 from experiments.analysis import quantities
+from experiments.analysis.claims import OURS
 from experiments.analysis.groups import Group, Results, display_name
 from experiments.analysis.measures import measure_named
 from experiments.analysis.statistics import Comparison, Estimate, compare
@@ -278,6 +279,8 @@ def _kind(verdict: Verdict) -> str:
 def _paper_cell(verdict: Verdict) -> str:
     claim = verdict.claim
     sign = {"within": "", "above": "above ", "below": "below "}[claim.rule]
+    if claim.paper == OURS:
+        sign = f"asked by us: {sign}"
     if claim.printed is None:
         return f"{sign}{1 if claim.kind in ('ratio', 'speedup') else 0}"
     n = f" (n = {claim.printed.n})" if claim.printed.n else ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims, settling_commands
+from experiments.analysis.claims import DEFAULT_CLAIMS, OURS, load_claims, settling_commands
+from experiments.contestants import arms, options
 from experiments.errors import UserError
 
 PAPER = {"table": {"task": {"a": {"top1": {"value": 93.9, "spread": 0.1, "n": 3}}}}}
@@ -120,6 +121,16 @@ def test_committed_registry_has_its_rows_and_differences():
     assert claims["M-T3-cifar10-resnet18-mlbfgs-minus-sgd"].printed.value == -0.2
     assert claims["M-T3-cifar100-deit-tiny-mlbfgs-minus-adam"].printed.value == 4.6
     assert claims["M-cost-imagenet-resnet50"].printed.value == pytest.approx(7.9 / 7.8, abs=1e-4)
+
+
+def test_questions_of_ours_name_contestants_that_exist_and_quote_no_paper(tmp_path):
+    ours = [claim for claim in load_claims(DEFAULT_CLAIMS) if claim.paper == OURS]
+    assert len(ours) >= 12
+    for claim in ours:
+        assert set(claim.optimizers) <= {*arms(claim.experiment), *options("optimizer")}, claim.id
+        assert claim.printed is None or claim.rule == "within"
+    with pytest.raises(UserError, match="prints nothing: it cannot have a cell"):
+        load(tmp_path, {**CLAIM, "paper": "ours"})
 
 
 # One row of each sort in the papers' list: without training, exact, failing, contradicting.
