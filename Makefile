@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer reproduce-controls reproduce-released documents clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer reproduce-controls documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -48,10 +48,6 @@ bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in mem
 reproduce-controls: SCALE = reduced
 reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against controls without curvature (SCALE=reduced, JOBS=1)
 	$(BIN)/python -m experiments.reproduce controls --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
-
-reproduce-released: SCALE = reduced
-reproduce-released: $(STAMP) ## the released code's departures, one at a time (SCALE=reduced, JOBS=1)
-	$(BIN)/python -m experiments.reproduce released --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

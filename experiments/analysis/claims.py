@@ -13,8 +13,8 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 * `theory`: a quantity that needs no run, `<file>/<quantity>` of `results/theory/<file>.json`
   (`experiments.analysis.theory`); such a claim names no optimizer.
 
-`paper: ours` marks a question of this project, asked before the run like the papers' claims: no paper
-is quoted, and its verdict says whether our own statement holds.
+`paper: ours` marks a question of this project, asked before the run like the papers' claims: no
+paper is quoted, and its verdict says whether our own statement holds.
 
 Subject and reference are contestants of the experiment: an optimizer, or an arm by its name.
 """
