@@ -5,6 +5,9 @@ damped ŷ in ring slots, and H_b = γ_b I + W_bᵀ C_b W_b (`mlbfgs.compact`). P
 that stay in cache; p = W g adds the tiles' float32 sums in float64, so that its rounding error does
 not grow with n, and the Gram matrix, once per pair, is computed in float64 altogether.
 
+Where W is spread over ranks, a block's products are sums over the ranks: the caller adds up p, and
+`total`, given at construction, the columns of the Gram matrix.
+
 Everything but W and the count of accepted pairs follows from them, so neither the Gram matrix nor C
 is part of a checkpoint; `rebuild` repeats exactly the products that `push` computed.
 
@@ -13,7 +16,7 @@ Legend: `M` history size, `B` number of blocks; `W: (2M, n)`; `gram, C: (B, 2M, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +50,8 @@ class CurvatureHistory:
         dtype: torch.dtype,
         history_dtype: torch.dtype,
         device: torch.device,
+        total: Callable[[Tensor], None] = lambda columns: None,
+        kept: Sequence[bool] | None = None,
     ):
         """Allocate an empty history.
 
@@ -57,7 +62,11 @@ class CurvatureHistory:
             dtype: of the vectors that H is applied to.
             history_dtype: of W.
             device: of everything.
+            total: adds a tensor up over the ranks that share blocks, in place.
+            kept: for each block whether this rank knows its Gram matrix; None is all.
         """
+        self._total = total
+        self._kept = list(kept) if kept is not None else [True] * len(blocks)
         self.history_size = history_size
         self.blocks = list(blocks)
         self.dtype = dtype
@@ -139,25 +148,68 @@ class CurvatureHistory:
             snapshots: (n,) the same, T steps ago.
             tau: damping coefficient τ.
         """
+        self.enter([(block, self.write(block, averages, snapshots, tau))])
+
+    def write(
+        self,
+        block: int,
+        averages: tuple[Tensor, Tensor],
+        snapshots: tuple[Tensor, Tensor],
+        tau: float,
+    ) -> int:
+        """The first half of `push`: write the pair's two rows and count it.
+
+        Args:
+            block: which block.
+            averages: as in `push`.
+            snapshots: as in `push`.
+            tau: damping coefficient τ.
+
+        Returns:
+            The slot, for `enter`.
+        """
         slot = self.pairs[block] % self.history_size
         for a, b in self.tiles(block):
             s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
             self.W[slot, a:b] = s
             self.W[self.history_size + slot, a:b] = y.mul_(tau).add_(s, alpha=1 - tau)
         self.pairs[block] += 1
-        self._add_to_gram(block, slot)
-        self._update_coefficients(block)
+        return slot
 
-    def rebuild(self, block: int) -> None:
-        """Compute the Gram matrix and C of one block from W and the number of pairs.
+    def enter(self, written: Sequence[tuple[int, int]]) -> None:
+        """The second half: bring Gram matrix and C up to date with rows that `write` wrote.
+
+        Args:
+            written: blocks and slots, the same on every rank; their columns are added up over the
+                ranks in one call.
+        """
+        if not written:
+            return
+        columns = self.gram.new_zeros(len(written), 2, 2 * self.history_size)
+        for new, (block, slot) in zip(columns, written, strict=True):
+            self._add_columns(new, block, slot)
+        self._total(columns)
+        for new, (block, slot) in zip(columns, written, strict=True):
+            for column, row in zip(new, (slot, self.history_size + slot), strict=True):
+                self.gram[block, row, :] = column
+                self.gram[block, :, row] = column
+        for block in dict(written):
+            self._update_coefficients(block)
+
+    def rebuild(self, *blocks: int) -> None:
+        """Compute the Gram matrix and C of blocks from W and the numbers of pairs.
 
         Every entry is computed by the same product as when the newer of its two rows was pushed:
         after a load the matrix is the same to the last bit.
         """
-        self.gram[block].zero_()
-        for slot in ring_order(self.pairs[block], self.history_size):
-            self._add_to_gram(block, slot)
-        self._update_coefficients(block)
+        written = []
+        for block in blocks:
+            self.gram[block].zero_()
+            self.C[block].zero_()
+            self.gamma[block].fill_(1.0)
+            slots = ring_order(self.pairs[block], self.history_size)
+            written += [(block, slot) for slot in slots]
+        self.enter(written)
 
     def tiles(self, block: int) -> Iterator[tuple[int, int]]:
         """The borders of one block's tiles in the flat vector."""
@@ -168,20 +220,16 @@ class CurvatureHistory:
         """Columns a to b of W in the dtype of the arithmetic, a view where that is W's own."""
         return self.W[:, a:b].to(self.dtype)
 
-    def _add_to_gram(self, block: int, slot: int) -> None:
-        rows = [slot, self.history_size + slot]
-        columns = self.gram.new_zeros(2, 2 * self.history_size)
+    def _add_columns(self, columns: Tensor, block: int, slot: int) -> None:
+        """columns (2, 2M) += the products of the slot's two rows with all rows, of this rank."""
         span = self.blocks[block]
         for a, b in _tiles(span.start, span.stop, SUM_TILE_NUMEL):
             w = self.W[:, a:b].to(self.sum_dtype)
-            for column, row in zip(columns, rows, strict=True):
+            for column, row in zip(columns, (slot, self.history_size + slot), strict=True):
                 column.add_(torch.mv(w, w[row]))
-        for column, row in zip(columns, rows, strict=True):
-            self.gram[block, row, :] = column
-            self.gram[block, :, row] = column
 
     def _update_coefficients(self, block: int) -> None:
-        if self.pairs[block] == 0:
+        if self.pairs[block] == 0 or not self._kept[block]:
             self.C[block].zero_()
             self.gamma[block].fill_(1.0)
             return

@@ -1,7 +1,8 @@
 """The state of the optimizer: flat storage that is seen, checkpointed and loaded per parameter.
 
 State belongs to parameters: what a checkpoint holds of a parameter are views of its own shape into
-the flat storage, and a few counters. It knows neither block plan nor order of the flat vector.
+the flat storage, and a few counters. It knows neither block plan nor order of the flat vector, and
+where ranks share the state (`mlbfgs.checkpoint`), not the ranks either.
 
     param_average, grad_average      M_θ, M_g                       (*shape)
     param_snapshot, grad_snapshot    the same at the last multiple of T
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlbfgs.checkpoint import StateShard, own_part, shown
+from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.layout import Layout
@@ -36,6 +39,7 @@ class FlatState:
 
     Attributes:
         layout: where each parameter lies.
+        collectives: what ranks tell each other.
         history: the pairs of all blocks.
         flat: the flat vectors by name, each (n,).
         views: for each name, every parameter's view, in flat order.
@@ -52,6 +56,7 @@ class FlatState:
     def __init__(
         self,
         layout: Layout,
+        collectives: Collectives,
         *,
         history_size: int,
         history_dtype: torch.dtype | None,
@@ -61,6 +66,7 @@ class FlatState:
 
         Args:
             layout: where each parameter lies.
+            collectives: what ranks tell each other.
             history_size: M.
             history_dtype: of the pairs, None for the layout's.
             with_momentum: whether to keep a momentum buffer.
@@ -71,6 +77,7 @@ class FlatState:
             name: torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device)
             for name in names
         }
+        self.collectives = collectives
         self.history = CurvatureHistory(
             history_size,
             layout.blocks,
@@ -78,12 +85,12 @@ class FlatState:
             dtype=layout.dtype,
             history_dtype=history_dtype or layout.dtype,
             device=layout.device,
+            total=collectives.sum_gram,
+            kept=[owner in (None, collectives.rank) for owner in layout.owners],
         )
-        self.views = {name: layout.views(vector) for name, vector in self.flat.items()}
-        self.views["s_history"] = layout.views(self.history.W[:history_size])
-        self.views["y_history"] = layout.views(self.history.W[history_size:])
+        self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if not name.endswith("snapshot")]
-        self.pieces = {name: layout.cut(self.views[name]) for name in updated}
+        self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
         self.step = 0
         self.seeded = [False] * len(layout.params)
         self.skipped = [0] * len(layout.blocks)
@@ -93,6 +100,11 @@ class FlatState:
         self.sums_in_one_pass = layout.device.type == "cpu" and all(
             p.dtype == layout.dtype for p in layout.params
         )
+
+    def _vectors(self) -> dict[str, Tensor]:
+        """Everything that belongs to parameters: flat vectors and the two halves of W."""
+        m = self.history.history_size
+        return {**self.flat, "s_history": self.history.W[:m], "y_history": self.history.W[m:]}
 
     def _allocate_work(self) -> tuple[Tensor, list[Tensor]]:
         segments, shapes = self.layout.segments, self.pieces["param_average"]
@@ -114,9 +126,13 @@ class FlatState:
 
     def expose(self) -> dict[Tensor, dict[str, Any]]:
         """The state of every parameter, for `torch.optim.Optimizer.state`."""
+        layout = self.layout
         state: dict[Tensor, dict[str, Any]] = {
-            p: {name: views[i] for name, views in self.views.items()}
-            for i, p in enumerate(self.layout.params)
+            p: {
+                name: shown(vector, layout, i, self.collectives)
+                for name, vector in self._vectors().items()
+            }
+            for i, p in enumerate(layout.params)
         }
         self.write_counters(state)
         return state
@@ -151,9 +167,9 @@ class FlatState:
         ]
         for i, p in enumerate(layout.params):
             given = values.get(p, {})
-            for name, views in self.views.items():
+            for name in self.views:
                 if name in given:
-                    _copy(name, views[i], given[name])
+                    self._take(name, i, given[name])
             self.seeded[i] = bool(given.get("seeded", "param_average" in given))
             missing = [name for name in self.views if name not in given]
             if given and missing:
@@ -168,7 +184,18 @@ class FlatState:
             history.pairs[block] = max(counters[i]["pairs"] for i in members)
             for i in members:
                 self._align(i, counters[i]["pairs"], history.pairs[block])
-            history.rebuild(block)
+        history.rebuild(*range(len(layout.blocks)))
+
+    def _take(self, name: str, i: int, value: Tensor) -> None:
+        vector = self._vectors()[name]
+        like = shown(vector, self.layout, i, self.collectives)
+        shared = isinstance(like, StateShard)
+        target = self.layout.stretch_view(vector, i) if shared else self.views[name][i]
+        try:
+            part = own_part(value, like, self.layout, i, self.collectives)
+        except ValueError as error:
+            raise ValueError(f"loaded state {name!r} of {self.layout.names[i]} {error}") from None
+        target.copy_(part)
 
     def _align(self, i: int, pairs: int, target: int) -> None:
         """Move the ring of parameter i so that its newest pair is pair number `target`."""
@@ -185,9 +212,24 @@ class FlatState:
                 view[new] = rows
 
 
-def _copy(name: str, view: Tensor, value: Tensor) -> None:
-    if tuple(value.shape) != tuple(view.shape):
-        raise ValueError(
-            f"loaded state {name!r} has shape {tuple(value.shape)}, expected {tuple(view.shape)}"
-        )
-    view.copy_(value)
+def whole_tensors(vector: Tensor, flat: FlatState) -> list[Tensor]:
+    """A flat vector as tensors of the parameters' shapes, whole on every rank.
+
+    Args:
+        vector: (n,), this rank's shard of it.
+        flat: the state whose layout it has.
+
+    Returns:
+        One tensor for each parameter, in flat order: views where this rank keeps everything, a
+        DTensor where the parameter is one.
+    """
+    layout, collectives = flat.layout, flat.collectives
+    if not collectives.copies:
+        return [shown(vector, layout, i, collectives) for i in range(len(layout.params))]
+    whole = [torch.empty_like(t, dtype=vector.dtype) for t in layout.tensors()]
+    for i, (t, kept) in enumerate(zip(whole, layout.stretches, strict=True)):
+        if kept:
+            part = layout.part(t, i, kept.start, kept.stop)
+            part.copy_(layout.stretch_view(vector, i).view(part.shape))
+    collectives.exchange(layout, whole)
+    return whole

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord
 from mlbfgs.direction import DirectionKind, hessian_direction
-from mlbfgs.flat_state import FlatState
-from mlbfgs.layout import Layout
+from mlbfgs.flat_state import FlatState, whole_tensors
+from mlbfgs.layout import Layout, local
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
 from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settings
 from mlbfgs.step import take_step
@@ -66,6 +67,11 @@ class MLBFGS(Optimizer):
         history_dtype: of the pairs, `torch.float32`, `torch.bfloat16` or `torch.float64`; None is
             float32 (float64 if a parameter is float64), the dtype of everything else in the state.
         maximize: ascend instead of descend.
+        distribution: "replicated" (every rank keeps everything), "blocks" (a rank keeps whole
+            blocks) or "sharded" (even parts; required for FSDP2). In the last two each rank keeps
+            its part of the state and moves its part of the parameters; gradients must be equal on
+            all ranks, as DDP leaves them. See docs/distributed.md.
+        process_group: the ranks; None is torch.distributed's default group.
 
     Raises:
         ValueError: a setting is out of its range, parameters are complex or on several devices, or
@@ -94,6 +100,8 @@ class MLBFGS(Optimizer):
         direction: DirectionKind = "hessian",
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
+        distribution: Distribution = "replicated",
+        process_group: ProcessGroup | None = None,
     ):
         if history_dtype not in (None, torch.float32, torch.bfloat16, torch.float64):
             raise ValueError(
@@ -119,6 +127,8 @@ class MLBFGS(Optimizer):
         self._history_dtype = history_dtype
         self._records: list[CurvatureRecord] = []
         self._built: FlatState | None = None
+        self._collectives: Collectives | None = None
+        self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
         super().__init__(params, defaults)
         self._rebuild({})
 
@@ -157,8 +167,8 @@ class MLBFGS(Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _step(self) -> None:
         flat = self._flat_state()
-        grads = [p.grad for p in flat.layout.params]
-        if all(g is None for g in grads):
+        grads = flat.layout.gradients()
+        if all(g is None for g in grads) and not flat.collectives.copies:
             return
         if any(g is not None and g.is_sparse for g in grads):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
@@ -186,18 +196,20 @@ class MLBFGS(Optimizer):
         flat = self._flat_state()
         layout, history = flat.layout, flat.history
         vector = torch.empty(layout.numel, dtype=layout.dtype, device=layout.device)
-        views = dict(zip(layout.params, layout.views(vector), strict=True))
-        for p, given in zip(self._parameters(), vectors, strict=True):
-            views[p].copy_(given)
+        given = dict(zip(self._parameters(), vectors, strict=True))
+        for i, p in enumerate(layout.params):
+            layout.put(vector, i, local(given[p]))
         sums = history.new_sums()
         for s in layout.segments:
             history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
+        flat.collectives.sum_step(sums)
         direction = hessian_direction(history, sums[:, :-1])
         assert direction.c is not None
         rows = direction.c.to(layout.dtype)
         for s in layout.segments:
             history.combine_(direction.a, rows, s.block, s.start, s.stop, vector[s.start : s.stop])
-        return [views[p] for p in self._parameters()]
+        product = dict(zip(layout.params, whole_tensors(vector, flat), strict=True))
+        return [product[p] for p in self._parameters()]
 
     def curvature_records(self) -> list[dict[str, int | float | bool]]:
         """What happened at the newest pair update, one record for each block.
@@ -207,6 +219,23 @@ class MLBFGS(Optimizer):
             update and after a load. Reading them waits for nothing.
         """
         return [record.as_dict() for record in self._records]
+
+    def communication(self) -> dict[str, Any]:
+        """What this rank and the others told each other so far.
+
+        Returns:
+            `steps`; `last_step` and `total`: bytes by collective (`all_gather_parameters`,
+            `all_reduce_step`, `all_reduce_products`, `all_reduce_gram`, and in `total` what
+            construction and loading took). Counted are the bytes of the result: n parameters, or
+            the numbers summed. What crosses a wire follows from the algorithm, see
+            docs/distributed.md.
+        """
+        collectives = self._flat_state().collectives
+        return {
+            "steps": collectives.steps,
+            "last_step": dict(collectives.in_step),
+            "total": dict(collectives.total),
+        }
 
     def plan(self) -> BlockPlan:
         """The blocks, their sizes and the memory of this optimizer."""
@@ -288,7 +317,7 @@ class MLBFGS(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
-        kept = ("_betas", "_blocks", "_history_dtype", "_records")
+        kept = ("_betas", "_blocks", "_history_dtype", "_records", "_collectives")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -313,8 +342,15 @@ class MLBFGS(Optimizer):
         check_parameters(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         blocks = assign_blocks(self._blocks, self._names(), [p.numel() for p in params])
+        if self._collectives is None:
+            self._collectives = collectives_for(params, *self._ranks)
+        layout = Layout(
+            params, [group_of[p] for p in params], blocks, self._collectives.spread, self._names()
+        )
+        self._collectives.lay_out(layout)
         flat = FlatState(
-            Layout(params, [group_of[p] for p in params], blocks),
+            layout,
+            self._collectives,
             history_size=shared_settings(self.param_groups).history_size,
             history_dtype=self._history_dtype,
             with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
@@ -380,6 +416,8 @@ class SLIMQN(MLBFGS):
         direction: see :class:`MLBFGS`.
         history_dtype: see :class:`MLBFGS`.
         maximize: see :class:`MLBFGS`.
+        distribution: see :class:`MLBFGS`.
+        process_group: see :class:`MLBFGS`.
     """
 
     def __init__(
@@ -398,6 +436,8 @@ class SLIMQN(MLBFGS):
         direction: DirectionKind = "hessian",
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
+        distribution: Distribution = "replicated",
+        process_group: ProcessGroup | None = None,
     ):
         super().__init__(
             params,
@@ -413,4 +453,6 @@ class SLIMQN(MLBFGS):
             direction=direction,
             history_dtype=history_dtype,
             maximize=maximize,
+            distribution=distribution,
+            process_group=process_group,
         )

@@ -59,18 +59,22 @@ def take_step(
         flat: the state.
         groups: the optimizer's `param_groups`.
         shared: what they share.
-        grads: the gradients, in flat order; not all None.
+        grads: the gradients, in flat order; None in all places only where ranks share parameters.
 
     Returns:
         What happened at the pair update, one record for each block; None where none was due.
+
+    Raises:
+        RuntimeError: ranks have gradients for different parameters.
     """
     layout, history = flat.layout, flat.history
+    flat.collectives.begin_step()
     flat.step += 1
-    _seed_averages(flat, groups)
+    _seed_averages(flat, groups, grads)
     interval, kind = shared.update_interval, shared.direction
     pair_due = flat.step % interval == 0 and flat.step > interval
     preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
-    theta, gradients = layout.cut(layout.params), layout.cut(grads)
+    theta, gradients = layout.cut(layout.tensors()), layout.cut(grads)
     parts = [_part(flat, segment, theta, gradients) for segment in layout.segments]
     # every sum over n that the direction needs, in one tensor: p = W g and gᵀg
     sums = history.new_sums()
@@ -88,6 +92,9 @@ def take_step(
         elif with_projection:
             history.project(sums, segment.block, segment.start, segment.stop, g)
 
+    collectives = flat.collectives
+    if pair_due or (any(preconditioned) and (with_projection or with_square)):
+        collectives.sum_step(sums)
     p, g_dot_g = sums[:, :-1], sums[:, -1]
     direction = direction_of_kind(kind, history, p, g_dot_g)
     if any(preconditioned):
@@ -100,6 +107,11 @@ def take_step(
                 history.combine_(direction.a, rows, segment.block, segment.start, segment.stop, g)
                 _descend(part, group)
 
+    idle = all(g is None for g in grads)
+    collectives.share(layout, grads, wait=pair_due or idle)
+    if idle:  # nor has any other rank a gradient
+        flat.step -= 1
+        return None
     records = None
     if pair_due:  # Alg. 1, lines 13-17
         full = products(history, hessian_direction(history, p), p, g_dot_g)
@@ -127,22 +139,22 @@ def _part(
     )
 
 
-def _seed_averages(flat: FlatState, groups: Groups) -> None:
+def _seed_averages(flat: FlatState, groups: Groups, grads: Sequence[Tensor | None]) -> None:
     """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
 
     So do its snapshots: a parameter that joins late has no part in the current s and y.
     """
     if all(flat.seeded):
         return
-    for i, p in enumerate(flat.layout.params):
-        if p.grad is not None and not flat.seeded[i]:
+    for i, (p, grad) in enumerate(zip(flat.layout.tensors(), grads, strict=True)):
+        if grad is not None and not flat.seeded[i]:
             group = groups[flat.layout.group_of[i]]
-            g = p.grad.to(flat.layout.dtype)
+            g = grad.to(flat.layout.dtype)
             g = -g if group["maximize"] else g
             g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
-            for moment, value in (("average", (p, g)), ("snapshot", (p, g))):
-                flat.views[f"param_{moment}"][i].copy_(value[0])
-                flat.views[f"grad_{moment}"][i].copy_(value[1])
+            for moment in ("average", "snapshot"):
+                flat.layout.put(flat.flat[f"param_{moment}"], i, p)
+                flat.layout.put(flat.flat[f"grad_{moment}"], i, g)
             flat.seeded[i] = True
 
 
@@ -201,9 +213,10 @@ def _update_pairs(
             s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
             tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
             dots[:, block].add_(tile)
-    numbers = torch.cat([dots, of_direction]).T.tolist()
+    owners = flat.layout.owners
+    numbers = flat.collectives.sum_products(dots, of_direction, owners).T.tolist()
 
-    records = []
+    records, written = [], []
     for block, (ss, sy, yy, *of_step) in enumerate(numbers):
         pair = damp(
             *(ss, sy, yy),
@@ -212,13 +225,17 @@ def _update_pairs(
             eps=torch.finfo(flat.layout.dtype).eps,
         )
         if pair.accepted:
-            history.push(block, averages, snapshots, pair.tau)
+            slot = history.write(block, averages, snapshots, pair.tau)
+            written.append((block, slot))
             flat.damped[block] += pair.damped
         else:
             flat.skipped[block] += 1
-            logger.warning(
+            level = logging.WARNING if flat.collectives.rank == 0 else logging.DEBUG
+            logger.log(
+                level,
                 "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
                 *(flat.step, block, ss, sy, yy),
             )
         records.append(curvature_record(flat, block, pair, StepProducts(*of_step)))
+    history.enter(written)
     return records
