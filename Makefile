@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer reproduce-controls documents clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost reproduce-controls documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-optimizer ## all benchmarks
+bench: bench-optimizer bench-cost ## all benchmarks
 
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
@@ -48,6 +48,9 @@ bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in mem
 reproduce-controls: SCALE = reduced
 reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against controls without curvature (SCALE=reduced, JOBS=1)
 	$(BIN)/python -m experiments.reproduce controls --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
+
+bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward and backward pass (about 8 minutes)
+	$(BIN)/python -m experiments.benchmarks.optimizer_cost
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

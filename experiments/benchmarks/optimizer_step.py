@@ -14,8 +14,7 @@ import argparse
 import json
 import logging
 import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.atomic import write_atomically
+from experiments.benchmarks.measure import medians, pairs_like_training, state_bytes, time_of
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
 from experiments.provenance import describe_origin
@@ -51,34 +51,6 @@ FLOOR_ITEMS = {
     "gradient average, read and written": 2,
     "momentum buffer, read and written": 2,
 }
-
-
-def time_of(run: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender; all take turns in every round, the first is discarded."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(rounds + 1):
-        for name, run in contenders.items():
-            seconds = time_of(run)
-            if i:
-                times[name].append(seconds)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def pairs_like_training(shapes: list[torch.Size]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
-    """M pairs whose neighbours are nearly parallel, with curvatures between 0.5 and 2."""
-    generator = torch.Generator().manual_seed(0)
-    s = [torch.randn(shape, generator=generator) * 1e-2 for shape in shapes]
-    curvature = [0.5 + 1.5 * torch.rand(shape, generator=generator) for shape in shapes]
-    for _ in range(HISTORY_SIZE):
-        s = [0.9 * v + 1e-3 * torch.randn(v.shape, generator=generator) for v in s]
-        yield s, [v * h for v, h in zip(s, curvature, strict=True)]
 
 
 def with_history(
@@ -123,17 +95,6 @@ def _no_loss() -> float:
     return 0.0
 
 
-def state_bytes(state: object) -> int:
-    """Bytes of all tensors in an optimizer's state."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, dict):
-        return sum(state_bytes(value) for value in state.values())
-    if isinstance(state, (list, tuple)):
-        return sum(state_bytes(value) for value in state)
-    return 0
-
-
 def measure(network: str, rounds: int) -> dict[str, Any]:
     """All numbers at one network's parameter shapes."""
     torch.manual_seed(0)
@@ -141,7 +102,7 @@ def measure(network: str, rounds: int) -> dict[str, Any]:
     gradients = [torch.randn_like(p) * 1e-3 for p in model.parameters()]
     shapes = [p.shape for p in model.parameters()]
     n = sum(shape.numel() for shape in shapes)
-    pairs = list(pairs_like_training(shapes))
+    pairs = list(pairs_like_training(shapes, HISTORY_SIZE))
 
     def parameters() -> list[nn.Parameter]:
         copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
@@ -258,7 +219,7 @@ def end_to_end(network: str, rounds: int, *, batch: int = 16, pixels: int = 224)
 
     forward_backward()
     params = list(model.parameters())
-    pairs = list(pairs_like_training([p.shape for p in params]))
+    pairs = list(pairs_like_training([p.shape for p in params], HISTORY_SIZE))
     copies = [nn.Parameter(p.detach().clone()) for p in params]
     ours = with_history(params, pairs, FULL_HISTORY_STEP)
     sgd = torch.optim.SGD(copies, **SETTINGS, foreach=True)

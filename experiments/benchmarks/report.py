@@ -38,16 +38,13 @@ def markdown(result: dict[str, Any]) -> str:
     rows = [
         [label, *(shape.format(sizes[name][key]) for name in names)] for label, key, shape in ROWS
     ]
-    git = result["origin"].get("git") or {}
-    state = "with uncommitted changes" if git.get("dirty") else "clean"
     sections = [
         "# Time of one optimizer step",
         f"M = 10, full history, float32, {result['threads']} threads, medians of "
-        f"{result['rounds']} interleaved rounds; commit {git.get('commit', 'unknown')} ({state}); "
-        f"{result['origin'].get('hardware', {}).get('cpu', 'unknown CPU')}.",
-        _table(["", *names], rows),
+        f"{result['rounds']} interleaved rounds. {origin_line(result['origin'])}",
+        table(["", *names], rows),
         "State, bytes a parameter:",
-        _table(
+        table(
             ["optimizer", *names],
             [
                 [key, *(f"{sizes[name]['state_bytes_per_parameter'][key]:.1f}" for name in names)]
@@ -55,9 +52,9 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
         "The floor, numbers a parameter (over the read bandwidth):",
-        _table(["traffic", "numbers"], [[k, str(v)] for k, v in result["floor_items"].items()]),
+        table(["traffic", "numbers"], [[k, str(v)] for k, v in result["floor_items"].items()]),
         "Where a step's time goes (share of each torch operation, profiled, ResNet-50's shapes):",
-        _table(
+        table(
             ["operation", "share"],
             [[key, f"{share:.1%}"] for key, share in sizes[names[0]]["profile"].items()],
         ),
@@ -78,6 +75,20 @@ def _end_to_end(result: dict[str, Any]) -> str:
     )
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column to the left, all others to the right."""
     align = ["left", *["right"] * (len(head) - 1)]
     return tabulate(rows, headers=head, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def origin_line(origin: dict[str, Any]) -> str:
+    """The commit and the CPU of a measurement, as a sentence.
+
+    Args:
+        origin: what `experiments.provenance.describe_origin` wrote down.
+    """
+    git = origin.get("git") or {}
+    state = "with uncommitted changes" if git.get("dirty") else "clean"
+    hardware = origin.get("hardware", {})
+    device = hardware.get("gpu") or hardware.get("cpu", "unknown CPU")
+    return f"Commit {git.get('commit', 'unknown')} ({state}); {device}."

@@ -1,12 +1,15 @@
 """The optimizer benchmark at a tiny network: contenders take the same step, the page is whole."""
 
 import json
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.benchmarks import optimizer_step
+from experiments.benchmarks import optimizer_cost, optimizer_step
+from experiments.benchmarks.cost_report import markdown as cost_markdown
+from experiments.benchmarks.measure import pairs_like_training
 from experiments.benchmarks.optimizer_step import FULL_HISTORY_STEP, SETTINGS, with_history
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
@@ -23,7 +26,7 @@ def subject():
     shapes = [p.shape for p in tiny().parameters()]
     values = [torch.randn(shape) for shape in shapes]
     gradients = [torch.randn(shape) for shape in shapes]
-    return values, gradients, list(optimizer_step.pairs_like_training(shapes))
+    return values, gradients, list(pairs_like_training(shapes, optimizer_step.HISTORY_SIZE))
 
 
 def parameters(values, gradients):
@@ -70,5 +73,105 @@ def test_the_whole_benchmark_at_a_tiny_network(monkeypatch, tmp_path):
     assert memory["mlbfgs_bfloat16_history"] == 4 * 5 + 2 * 20
     assert memory["sgd"] == 4
     page = markdown(result)
-    assert "commit abc (clean)" in page and "| **step / floor**" in page
+    assert "Commit abc (clean)" in page and "| **step / floor**" in page
     assert "nan" not in page and "unknown" not in page
+
+
+# --- the cost table -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return optimizer_cost.measure(
+        ["kfac", "lbfgs", "slbfgs"],
+        width=2,
+        batch=4,
+        rounds=1,
+        heavy_rounds=1,
+        device=torch.device("cpu"),
+    )
+
+
+def test_every_optimizer_is_measured_in_all_that_it_does(measured):
+    results = measured["optimizers"]
+    assert list(results) == ["sgd", "kfac", "lbfgs", "slbfgs"]
+    every = {
+        name: {event: values["every_steps"] for event, values in result["events"].items()}
+        for name, result in results.items()
+    }
+    assert every == {
+        "sgd": {},
+        "kfac": {"factors": 5, "inverses": 50},
+        "lbfgs": {"pair": 50},
+        "slbfgs": {"pair": 20, "full gradient": 12_500},  # an epoch of 4 images a batch
+    }
+    assert {name: result["steps_measured"] for name, result in results.items()} == {
+        "sgd": 1,
+        "kfac": 4,
+        "lbfgs": 2,
+        "slbfgs": 4,
+    }
+    assert results["lbfgs"]["state_bytes_per_parameter"] == 4 * (2 * 10 + 4)  # M = 10, no momentum
+    # A second gradient a step, another one a step for the full pass, and Hessian products.
+    assert results["slbfgs"]["passes_s"] > measured["forward_backward_s"]
+    assert results["sgd"]["iteration_over_sgd"] == 1.0
+    assert results["slbfgs"]["iteration_over_sgd"] > 2.0
+
+
+def test_rare_work_is_spread_over_its_interval():
+    contender = optimizer_cost.Contender(
+        "kfac",
+        width=2,
+        data=optimizer_cost.OneBatch(4, torch.device("cpu")),
+        gradients=[],
+        device=torch.device("cpu"),
+    )
+    factors, both = frozenset({"factors"}), frozenset({"factors", "inverses"})
+    contender.seconds.update(
+        {
+            frozenset(): [(0.0, 1.0), (0.0, 3.0), (0.0, 2.0)],
+            factors: [(0.0, 12.0)],
+            both: [(0.0, 112.0)],
+        }
+    )
+    result = contender.result()
+    assert result["ordinary_step_s"] == 2.0
+    assert result["events"]["inverses"] == {"every_steps": 50, "extra_s": 100.0}
+    assert result["optimizer_s"] == 2.0 + 10.0 / 5 + 100.0 / 50
+
+
+def test_ratio_is_of_iterations():
+    results = {
+        "sgd": {"passes_s": 0.0, "optimizer_s": 1.0},
+        "other": {"passes_s": 5.0, "optimizer_s": 10.0},
+    }
+    ratios = optimizer_cost.with_ratios(4.0, results)["optimizers"]
+    assert ratios["other"]["iteration_over_sgd"] == 19.0 / 5.0
+
+
+def test_cost_table_says_what_was_measured_and_what_not(measured):
+    result = {
+        "origin": {"git": {"commit": "abc", "dirty": False}, "hardware": {"cpu": "some CPU"}},
+        "network": {"name": "resnet18", "width": 2, "input_shape": [3, 32, 32]},
+        "batch": 4,
+        "rounds": 1,
+        "heavy_rounds": 1,
+        "threads": 1,
+        "left_out": {"soap": "a package is absent"},
+        **measured,
+    }
+    assert json.loads(json.dumps(result)) == result
+    page = cost_markdown(result)
+    assert "Commit abc (clean); some CPU." in page and "nan" not in page
+    assert "Not measured: soap (a package is absent)." in page
+    rows = [line.split() for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 4 and rows[-1][1] == "slbfgs"  # the dearest iteration last
+
+
+def test_optimizers_that_cannot_be_built_are_left_out_with_the_reason(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    found, left_out = optimizer_cost.available(None)
+    assert set(left_out) == {"shampoo", "soap"} and "not installed" in left_out["soap"]
+    assert "slbfgs" in found and "muon" in found
+    assert optimizer_cost.main(["--optimizers", "sgdd"]) == 2
+    assert "--optimizers 'sgdd' does not exist; did you mean 'sgd'" in capsys.readouterr().err
