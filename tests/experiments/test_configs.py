@@ -50,6 +50,13 @@ S_SLIMQN = {
     "curvature_bounds": [0.01, 1.0],
 }
 S_SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+S_KFAC = {  # Table 3, of ResNet-50/ImageNet
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 2e-4,
+    "damping": 0.001,
+    "inverse_update_interval": 50,
+}
 M_SGD = {"lr": 0.1, "momentum": 0.9}
 M_ADAM = {"lr": 0.01}
 PRINTED = [
@@ -57,9 +64,11 @@ PRINTED = [
     ("cifar10_resnet18", "sgd", M_SGD),
     ("cifar10_resnet18", "adam", M_ADAM),
     ("cifar10_resnet18", "slimqn", S_SLIMQN),
+    ("cifar10_resnet18", "kfac", S_KFAC),
     ("cifar100_resnet18", "mlbfgs", M_MLBFGS),
     ("cifar100_resnet18", "sgd", M_SGD),
     ("cifar100_resnet18", "adam", M_ADAM),
+    ("cifar100_resnet18", "kfac", S_KFAC),
     ("cifar10_resnet18_slimqn", "sgd", S_SGD),
     ("cifar10_resnet18_slimqn", "slimqn", S_SLIMQN),
 ]
@@ -191,7 +200,7 @@ def test_every_recipe_and_experiment_says_where_it_comes_from() -> None:
 
 def test_demonstration_gives_every_optimizer_the_same_budget() -> None:
     configs = [composed("digits_mlp", name) for name in optimizers_with_recipe("digits_mlp")]
-    assert len(configs) == 5
+    assert len(configs) == 6
     for node in ("train", "dataset", "model", "schedule", "experiment.target", "seed"):
         values = [OmegaConf.select(config, node) for config in configs]
         assert all(value == values[0] for value in values), node
