@@ -9,10 +9,10 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost reproduce-controls documents clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost reproduce-controls reproduce-released reproduce-deviations documents clean
 
 help: ## show this list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
@@ -51,6 +51,14 @@ reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against contro
 
 bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward and backward pass (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_cost
+
+reproduce-released: SCALE = reduced
+reproduce-released: $(STAMP) ## the released code's departures, switched on and off one at a time (SCALE=reduced, JOBS=1)
+	$(BIN)/python -m experiments.reproduce released --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
+
+reproduce-deviations: SCALE = reduced
+reproduce-deviations: $(STAMP) ## what our reading of an unclear place changes, one at a time (SCALE=reduced, JOBS=1)
+	$(BIN)/python -m experiments.reproduce deviations --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

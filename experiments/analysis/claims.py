@@ -121,7 +121,7 @@ class Claim:
         """The command whose runs would settle the claim."""
         if self.kind == "theory":
             return "make theory"
-        return self.command or _reproduce(self.experiment, self.optimizers, scale)
+        return self.command or reproduce_command(self.experiment, self.optimizers, scale)
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -138,11 +138,12 @@ def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str
             own.append(claim.settled_by())
         else:
             optimizers.setdefault(claim.experiment, {}).update(dict.fromkeys(claim.optimizers))
-    runs = [_reproduce(name, tuple(needed), scale) for name, needed in optimizers.items()]
+    runs = [reproduce_command(name, tuple(needed), scale) for name, needed in optimizers.items()]
     return (*runs, *dict.fromkeys(own))
 
 
-def _reproduce(experiment: str, contestants: Sequence[str], scale: str) -> str:
+def reproduce_command(experiment: str, contestants: Sequence[str], scale: str) -> str:
+    """The command that runs these optimizers and arms of an experiment."""
     own_arms = arms(experiment)
     groups = {
         "--optimizers": [name for name in contestants if name not in own_arms],

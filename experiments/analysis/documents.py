@@ -3,7 +3,8 @@
 A block stands between `<!-- generated: <path of a Markdown file> -->` and `<!-- end generated -->`;
 its content is that file's content, its headings two levels lower.
 `python -m experiments.analysis.documents` writes the blocks, `--check` only compares, so that a
-number in the documents cannot drift from the results.
+number in the documents cannot drift from the results. `docs/deviations.md` is generated as a whole,
+from `results/deviations.yaml` and the runs it points to.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from experiments.analysis.deviations import ledger_document
 from experiments.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "docs/optimizer.md")
+DOCUMENTS = ("README.md", "docs/optimizer.md", "docs/deviations.md")
+# Documents without a line of their own.
+_GENERATED: dict[str, Callable[[Path], str]] = {"docs/deviations.md": ledger_document}
 _OPEN = re.compile(r"^<!-- generated: (?P<path>\S+) -->$")
 _CLOSE = "<!-- end generated -->"
 
@@ -76,7 +80,7 @@ def main(
     """
     parser = argparse.ArgumentParser(
         prog="python -m experiments.analysis.documents",
-        description="Write the generated blocks of README.md and docs/.",
+        description="Write what is generated in README.md and docs/.",
     )
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 if they differ")
     options = parser.parse_args(arguments)
@@ -84,7 +88,8 @@ def main(
     for name in documents:
         try:
             before = _read(root / name)
-            after = fill(before, root, name)
+            generate = _GENERATED.get(name)
+            after = generate(root) if generate else fill(before, root, name)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

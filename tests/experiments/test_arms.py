@@ -32,6 +32,19 @@ def composed(*overrides: str) -> DictConfig:
     return compose_config(overrides)
 
 
+def composed_spec(experiment: str, arm: str, scale: str = "full") -> RunSpec:
+    return RunSpec.from_config(composed(f"experiment={experiment}", f"arm={arm}", f"scale={scale}"))
+
+
+@pytest.mark.parametrize("experiment", sorted({experiment for experiment, _ in ALL}))
+def test_scale_never_touches_an_arm(experiment: str) -> None:
+    arm = arms(experiment)[-1]
+    full, *smaller = (composed_spec(experiment, arm, scale) for scale in sorted(options("scale")))
+    for spec in smaller:
+        assert spec.config.optimizer == full.config.optimizer
+        assert spec.config.schedule == full.config.schedule and spec.key != full.key
+
+
 def test_there_are_arms() -> None:
     assert {"mlbfgs", "sgd_lr0.1", "sgd_lr1.0_warmup"} <= set(arms("controls"))
     assert arms("digits_mlp") == ()
@@ -39,18 +52,13 @@ def test_there_are_arms() -> None:
 
 @pytest.mark.parametrize(("experiment", "arm"), ALL)
 def test_every_arm_composes_and_says_its_name_and_source(experiment: str, arm: str) -> None:
-    specs = [
-        RunSpec.from_config(composed(f"experiment={experiment}", f"arm={arm}", f"scale={scale}"))
-        for scale in options("scale")
-    ]
-    for spec in specs:
-        assert (spec.experiment, spec.arm, spec.contestant) == (experiment, arm, arm)
-        assert spec.directory.parts[-3:-1] == (experiment, arm)
-        assert recipe_note(spec.config) is None
-        assert spec.config.optimizer == specs[0].config.optimizer
+    spec = composed_spec(experiment, arm)
+    assert (spec.experiment, spec.arm, spec.contestant) == (experiment, arm, arm)
+    assert spec.directory.parts[-3:-1] == (experiment, arm)
+    assert recipe_note(spec.config) is None
     # A name that means an optimizer everywhere else means it here too, and only once.
     if arm in options("optimizer"):
-        assert specs[0].optimizer == arm and arm not in optimizers_with_recipe(experiment)
+        assert spec.optimizer == arm and arm not in optimizers_with_recipe(experiment)
     text = (CONFIG_DIR / ARM_GROUP / experiment / f"{arm}.yaml").read_text()
     assert "Table" in text or "urs" in text
 
@@ -60,7 +68,7 @@ def test_arms_of_an_experiment_decide_different_numbers(experiment: str) -> None
     assert experiment in options("experiment")
     keys: dict[str, str] = {}
     for arm in arms(experiment):
-        spec = RunSpec.from_config(composed(f"experiment={experiment}", f"arm={arm}", "scale=full"))
+        spec = composed_spec(experiment, arm)
         assert spec.key not in keys, f"{arm} and {keys[spec.key]} are one setting"
         keys[spec.key] = arm
 

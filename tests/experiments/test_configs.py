@@ -18,7 +18,9 @@ EXPERIMENTS = (
     "cifar10_resnet18",
     "cifar10_resnet18_slimqn",
     "controls",
+    "deviations",
     "digits_mlp",
+    "released",
 )
 OPTIMIZERS = (
     *("adadelta", "adagrad", "adam", "adamw", "kfac", "lbfgs", "mlbfgs", "muon", "sgd"),
