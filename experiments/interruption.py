@@ -12,8 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Notes SIGINT and SIGTERM, so that the loop can end at a step; a second one ends at once.
+    """Notes the signals to stop, so that the loop can end at a step; a second one ends at once.
 
+    They are SIGINT, SIGTERM and SIGUSR1, which schedulers send before they take a machine away.
     Signals can be caught in the main thread only; elsewhere they are left as they are.
     """
 
@@ -31,7 +32,7 @@ class StopRequest:
 
         Raises:
             KeyboardInterrupt: for SIGINT.
-            SystemExit: for SIGTERM, with the shell's exit status for it.
+            SystemExit: for the others, with the shell's exit status for them.
         """
         if self._signal is None:
             return
@@ -42,7 +43,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

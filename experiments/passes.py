@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from experiments.data import Batch, Data
+from experiments.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -42,10 +43,13 @@ class Passes:
 
     Vectors are lists with one tensor for each trainable parameter, in the model's order.
 
+    On several ranks a batch is this rank's part, and the means are over the images of all ranks.
+
     Args:
         model: the network, on its device, in training mode whenever a pass is asked for.
         data: where the batches come from.
         memory_format: of the images.
+        ranks: who shares a batch; each of them asks for the same passes.
 
     Attributes:
         steps_per_epoch: batches of an epoch.
@@ -53,9 +57,17 @@ class Passes:
         counts: images seen so far; part of a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, data: Data, *, memory_format: torch.memory_format):
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        *,
+        memory_format: torch.memory_format,
+        ranks: Ranks = ALONE,
+    ):
         self._model = model
         self._data = data
+        self._ranks = ranks
         self._memory_format = memory_format
         self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.steps_per_epoch = data.batches_per_epoch
@@ -83,7 +95,7 @@ class Passes:
             grads = torch.autograd.grad(self._loss(batch, weights), weights)
             images += len(batch.labels)
             torch._foreach_lerp_(mean, grads, len(batch.labels) / images)
-        self.counts.gradient_images += images
+        self.counts.gradient_images += self._over_ranks(mean, images)
         return mean
 
     def hessian_vector(
@@ -103,8 +115,18 @@ class Passes:
             products = torch.autograd.grad(grads, weights, grad_outputs=list(vector))
             images += len(batch.labels)
             torch._foreach_lerp_(mean, products, len(batch.labels) / images)
-        self.counts.hessian_images += images
+        self.counts.hessian_images += self._over_ranks(mean, images)
         return mean
+
+    def _over_ranks(self, mean: list[Tensor], images: int) -> int:
+        """Turn this rank's mean into the one over the images of all ranks; their number."""
+        if self._ranks.world_size == 1:
+            return images
+        total = torch.tensor(images, device=mean[0].device)
+        self._ranks.sum_(total)
+        torch._foreach_mul_(mean, images / int(total))
+        self._ranks.sum_(*mean)
+        return int(total)
 
     def _loss(self, batch: Batch, weights: Sequence[Tensor]) -> Tensor:
         assert self._model.training

@@ -18,13 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
-from experiments.launch import (
-    Outcome,
-    finished_outcome,
-    recorded_outcome,
-    run_here,
-    thread_environment,
-)
+from experiments.launch import run_here
+from experiments.outcome import Outcome, finished_outcome, recorded_outcome
+from experiments.processes import thread_environment
 from experiments.run_directory import CONFIG_FILE
 from experiments.spec import RunSpec
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from experiments.errors import UserError
-from experiments.launch import Outcome
+from experiments.outcome import Outcome
 from experiments.run_directory import read_status
 from experiments.spec import RunSpec
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from experiments.composition import compose_config, recipe_note
 from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
-from experiments.launch import Outcome, finished_outcome, freeze
+from experiments.outcome import Outcome, finished_outcome, freeze
 from experiments.pool import WorkerPool
 from experiments.progress import Progress
 from experiments.replay import fill, missing_source

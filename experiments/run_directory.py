@@ -140,16 +140,20 @@ class RunDirectory:
             }
         write_atomically(path, json.dumps(meta, indent=2) + "\n")
 
-    def record_crash(self, error: BaseException) -> None:
-        """Write the traceback of an unexpected error and the status `crashed`."""
-        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        write_atomically(self.path / TRACEBACK_FILE, text)
-        self.record_failure(error)
+    def record_crash(self, error: BaseException, account: str | None = None) -> None:
+        """Write the traceback of an unexpected error and the status `crashed`.
 
-    def record_failure(self, error: BaseException) -> None:
+        Args:
+            error: what this process met.
+            account: what lies behind it, in one line, where the error does not say so itself.
+        """
+        write_traceback(self.path, error)
+        self.record_failure(error, account)
+
+    def record_failure(self, error: BaseException, account: str | None = None) -> None:
         """Write the status `crashed`, at the last epoch and step known."""
         epoch, step = (self.status.epoch, self.status.step) if self.status else (0, 0)
-        summary = " ".join(f"{type(error).__name__}: {error}".split())
+        summary = account or " ".join(f"{type(error).__name__}: {error}".split())
         self.write_status(RunStatus("crashed", epoch, step, summary))
 
     def close(self) -> None:
@@ -187,10 +191,24 @@ class RunDirectory:
     def _prepare(self) -> None:
         """Clear what a killed process left and freeze the config as it is asked for now."""
         remove_leftovers(self.path)
-        (self.path / TRACEBACK_FILE).unlink(missing_ok=True)
+        for old in self.path.glob("traceback*.txt"):
+            old.unlink()
         self.checkpoints_path.mkdir(exist_ok=True)
         remove_leftovers(self.checkpoints_path)
         self.spec.save(self.path / CONFIG_FILE)
+
+
+def write_traceback(path: Path, error: BaseException, rank: int = 0) -> None:
+    """Write the traceback of an unexpected error into a run directory.
+
+    Args:
+        path: the directory.
+        error: what was raised.
+        rank: who raised it; every rank but the leader has a file of its own.
+    """
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    file = f"traceback-rank{rank}.txt" if rank else TRACEBACK_FILE
+    write_atomically(path / file, text)
 
 
 def read_status(path: Path) -> RunStatus | None:

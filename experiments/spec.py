@@ -59,6 +59,9 @@ LATER_KEYS: dict[str, Any] = {
     "optimizer.variant": "paper",
     "optimizer.direction": "hessian",
     "dataset.holdout": None,
+    "train.micro_batch": None,
+    "train.sync_batchnorm": False,
+    "optimizer.distribution": "replicated",
 }
 
 Scalar = str | int | float | bool | None
@@ -141,6 +144,18 @@ RULES = (
         "train.timeout_s",
         lambda value: value is None or _is_positive(value),
         "null or a number of seconds above 0",
+    ),
+    Rule(
+        "train.micro_batch",
+        lambda value: value is None or _is_count(value),
+        "null or an integer of at least 1",
+        optional=True,
+    ),
+    Rule(
+        "train.sync_batchnorm",
+        lambda value: isinstance(value, bool),
+        "true or false",
+        optional=True,
     ),
     _name("launch.name"),
     _choice("logger.name", "files", "wandb"),

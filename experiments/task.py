@@ -9,11 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from experiments.data import Batch, Data, build_data
+from experiments.data.randomness import stream
 from experiments.errors import UserError
 from experiments.models import build_model
 from experiments.optimizers import build_optimizer
 from experiments.passes import NeedsPasses, Passes
+from experiments.ranks import ALONE, Ranks
 from experiments.spec import RunSpec
+from experiments.synchronised_batchnorm import synchronise_batchnorm
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Task:
         memory_format: of weights and images.
         passes: the further passes of an optimizer that wants them, which is bound to them; None
             for all others.
+        parallel: the model as it is called in training: its backward pass averages the gradients
+            over the ranks.
     """
 
     data: Data
@@ -34,24 +39,33 @@ class Task:
     optimizer: Optimizer
     memory_format: torch.memory_format
     passes: Passes | None
+    parallel: nn.Module
 
     def images(self, batch: Batch) -> torch.Tensor:
         """The images of a batch in the memory format of the weights."""
         return batch.images.contiguous(memory_format=self.memory_format)
 
 
-def build_task(spec: RunSpec, device: torch.device) -> Task:
+def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Task:
     """Build what a spec describes, with the initial weights of its seed.
 
     Args:
         spec: the run.
         device: where data and model shall be.
+        ranks: who trains it.
 
     Raises:
         UserError: a setting will not do, or data are absent.
     """
     config, train = spec.config, spec.config.train
-    data = build_data(config.dataset, batch_size=train.batch_size, seed=spec.seed, device=device)
+    with ranks.leader_first():
+        data = build_data(
+            config.dataset,
+            batch_size=train.batch_size,
+            seed=spec.seed,
+            device=device,
+            part=ranks.part,
+        )
     # Right before the model, so that all optimizers start from the same weights.
     torch.manual_seed(spec.seed)
     model = build_model(
@@ -59,19 +73,68 @@ def build_task(spec: RunSpec, device: torch.device) -> Task:
     ).to(device)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory_format)
+    if train.get("sync_batchnorm", False):
+        synchronise_batchnorm(model, ranks)
+    if not ranks.leads:  # what is drawn in training is drawn anew for each rank's images
+        torch.manual_seed(stream(spec.seed, ranks.rank, "rank").initial_seed())
+    parallel = ranks.parallel(model)
+    if parallel is not model:
+        _settle(parallel, torch.zeros(2, *data.input_shape, device=device))
     optimizer = build_optimizer(config.optimizer, model)
+    _check_parts(optimizer, spec, ranks)
     passes = None
     if isinstance(optimizer, NeedsPasses):
-        passes = Passes(model, data, memory_format=memory_format)
+        passes = Passes(model, data, memory_format=memory_format, ranks=ranks)
         try:
             optimizer.bind(passes)
         except ValueError as error:
             raise UserError(f"optimizer {spec.optimizer!r}: {error}") from error
-    return Task(data, model, optimizer, memory_format, passes)
+    return Task(data, model, optimizer, memory_format, passes, parallel)
 
 
-def choose_device(name: str) -> torch.device:
+def _settle(parallel: nn.Module, images: torch.Tensor) -> None:
+    """Make a first backward pass, which leaves nothing but the order of gradients in messages.
+
+    Ranks send their gradients in the order of the first backward pass of a process. Of three terms
+    or more, the order decides the rounding of the sum; so it is fixed here, before the first step
+    of a run and before the first of a resumed one.
+    """
+    buffers = [buffer.clone() for buffer in parallel.buffers()]
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        torch.autograd.backward(parallel(images).sum())
+    parallel.zero_grad()
+    for buffer, before in zip(parallel.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def _check_parts(optimizer: Optimizer, spec: RunSpec, ranks: Ranks) -> None:
+    """Refuse an optimizer that would see a part of a batch and take it for the whole.
+
+    Raises:
+        UserError: the optimizer looks into the model's passes, and does not say that it can put
+            the parts of a batch together (`takes_parts`).
+    """
+    looks_inside = spec.config.optimizer.get("takes_model", False)
+    if not looks_inside or getattr(optimizer, "takes_parts", False):
+        return
+    if ranks.world_size > 1:
+        raise UserError(
+            f"optimizer={spec.optimizer} takes the part of a batch that a rank has for the whole: "
+            "train on one rank"
+        )
+    if spec.config.train.get("micro_batch") is not None:
+        raise UserError(
+            f"optimizer={spec.optimizer} takes a part of a batch for the whole: "
+            "use train.micro_batch=null"
+        )
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Turn `train.device` into a device; `auto` is the GPU where there is one.
+
+    Args:
+        name: `auto`, `cpu` or `cuda`.
+        local_rank: of several ranks on this machine, each of which has a GPU of its own.
 
     Raises:
         UserError: a GPU is asked for and torch sees none.
@@ -79,4 +142,6 @@ def choose_device(name: str) -> torch.device:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("train.device=cuda, but torch sees no GPU: use train.device=cpu or auto")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank) if local_rank else torch.device("cuda")

@@ -7,6 +7,9 @@ training loss. On the CPU a run that is killed and resumed is bit-equal to one t
 A loss or weight that is not finite ends the run as `diverged`. The loss is summed on the device
 without waiting for it, and looked at where the host waits anyway: every `train.log_interval`
 steps, at the end of an epoch and before a checkpoint, so a checkpoint is never poisoned.
+
+Several ranks train the same batches as one would, each its part of every batch. They compare their
+signals, losses and clocks where they pause, so all of them pause, save and end at the same step.
 """
 
 from __future__ import annotations
@@ -14,28 +17,35 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from experiments.batch_gradient import BatchLoss, batch_gradient
 from experiments.checkpoint import CheckpointStore
 from experiments.clock import TrainingClock, peak_memory_bytes, restart_peak_memory
 from experiments.data import Batch
 from experiments.errors import UserError
 from experiments.evaluation import Evaluation, evaluate
 from experiments.interruption import StopRequest
-from experiments.metrics import EpochRecord, MetricsFile, PassesRecord, StepRecord
-from experiments.mirror import build_mirror
+from experiments.metrics import EpochRecord, PassesRecord, StepRecord
 from experiments.passes import NeedsPasses
 from experiments.provenance import describe_origin
-from experiments.run_directory import RunDirectory, RunStatus, Status
+from experiments.ranks import ALONE, LostRankError, Ranks
+from experiments.records import LeaderRecords, Records
+from experiments.run_directory import (
+    CHECKPOINTS_FOLDER,
+    RunDirectory,
+    RunStatus,
+    Status,
+    write_traceback,
+)
 from experiments.schedules import check_schedule, learning_rate, read_schedule
 from experiments.spec import RunSpec
 from experiments.task import build_task, choose_device
-from experiments.training_state import Position, capture, restore
+from experiments.training_state import Position, capture, check_same_weights, restore
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +56,8 @@ class Trainer:
     Args:
         spec: the run.
         path: the run directory, if it is not `spec.directory`.
-        on_epoch: called with each epoch record once it is on file.
+        on_epoch: called with each epoch record once it is on file; on the leader alone.
+        ranks: who trains together; each of them has a trainer.
     """
 
     def __init__(
@@ -55,10 +66,12 @@ class Trainer:
         path: Path | None = None,
         *,
         on_epoch: Callable[[EpochRecord], None] | None = None,
+        ranks: Ranks = ALONE,
     ):
         self._spec = spec
-        self._path = path
+        self._path = spec.directory if path is None else path
         self._on_epoch = on_epoch
+        self._ranks = ranks
 
     def run(self) -> Status:
         """Train until the run is finished or its time is up, from the newest checkpoint on.
@@ -70,21 +83,48 @@ class Trainer:
             UserError: a mistake that the user can repair; recorded as `crashed` where the
                 directory is ours.
             KeyboardInterrupt: SIGINT came; the run is left resumable at a checkpoint.
-            SystemExit: SIGTERM came; the same.
+            SystemExit: another signal to stop came, to any rank; the same.
+            LostRankError: another rank ended or was silent for too long.
         """
-        with RunDirectory.open(self._spec, self._path) as directory:
-            if directory.finished:
-                assert directory.status is not None
-                logger.info("already finished (%s): %s", directory.status.status, directory.path)
-                return directory.status.status
-            try:
-                return _Loop(self._spec, directory, self._on_epoch).run()
-            except UserError as error:
+        with ExitStack() as stack:
+            opened: list[RunDirectory] = []
+
+            def open_directory() -> Status | None:
+                directory = stack.enter_context(RunDirectory.open(self._spec, self._path))
+                opened.append(directory)
+                return directory.status.status if directory.finished and directory.status else None
+
+            finished = self._ranks.from_leader(open_directory)
+            if finished is not None:
+                logger.info("already finished (%s): %s", finished, self._path)
+                return finished
+            stop = StopRequest()
+            if self._ranks.world_size > 1:
+                # When one rank fails, torchrun ends the others; they have to give an account first.
+                stack.enter_context(stop)
+            return self._train(opened[0] if opened else None, stop)
+
+    def _train(self, directory: RunDirectory | None, stop: StopRequest) -> Status:
+        records = Records() if directory is None else LeaderRecords(self._spec, directory)
+        try:
+            loop = _Loop(self._spec, self._path, records, stop, self._ranks, self._on_epoch)
+            ending = loop.run()
+        except UserError as error:
+            self._ranks.account(error)
+            if directory is not None:
                 directory.record_failure(error)
-                raise
-            except Exception as error:
-                directory.record_crash(error)
-                raise
+            raise
+        except Exception as error:
+            account = self._ranks.account(error)
+            if directory is not None:
+                directory.record_crash(error, account)
+            elif account is None:
+                write_traceback(self._path, error, rank=self._ranks.rank)
+            if account is not None:
+                raise LostRankError(account) from error
+            raise
+        self._ranks.barrier()  # nobody says that the run is over before the leader has written it
+        return ending
 
 
 class _Loop:
@@ -93,52 +133,58 @@ class _Loop:
     def __init__(
         self,
         spec: RunSpec,
-        directory: RunDirectory,
+        path: Path,
+        records: Records,
+        stop: StopRequest,
+        ranks: Ranks,
         on_epoch: Callable[[EpochRecord], None] | None,
     ):
         self.spec = spec
         self.train = spec.config.train
-        self.directory = directory
+        self.path = path
+        self.records = records
+        self.stop = stop
+        self.ranks = ranks
         self.on_epoch = on_epoch
         if self.train.threads is not None:
             torch.set_num_threads(self.train.threads)
-        self.device = choose_device(self.train.device)
+        self.device = choose_device(self.train.device, ranks.local_rank)
         restart_peak_memory(self.device)
         self.base_lr = float(spec.config.optimizer.lr)
         check_schedule(spec.config.schedule, base_lr=self.base_lr, epochs=self.train.epochs)
         self.schedule = read_schedule(spec.config.schedule)
-        self.task = build_task(spec, self.device)
+        self.task = build_task(spec, self.device, ranks)
         self.data, self.model = self.task.data, self.task.model
         self.optimizer, self.passes = self.task.optimizer, self.task.passes
         self.clock = TrainingClock(self.device)
-        self.stop = StopRequest()
         self.position = Position()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.checkpoints = CheckpointStore(
-            directory.checkpoints_path, key=spec.key, keep=self.train.keep_checkpoints
+            path / CHECKPOINTS_FOLDER,
+            key=spec.key,
+            keep=self.train.keep_checkpoints,
+            ranks=ranks,
         )
-        self.mirror = build_mirror(spec, directory.path)
-        self.metrics = MetricsFile(directory.metrics_path, offset=self.resume())
+        self.records.open(self.resume())
 
     def run(self) -> Status:
         """Train to the end of the run or of its time."""
-        self.directory.write_meta(
-            origin=describe_origin(self.device),
+        self.records.write_meta(
+            origin={**describe_origin(self.device), "ranks": self.ranks.world_size},
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             resumed_at=self.position.step,
         )
         self.write_status("running")
         ending: Status = "running"
         try:
-            with self.stop:
+            with self.stop if self.ranks.world_size == 1 else nullcontext():
                 ending = self.train_epochs()
             self.write_status(ending, self.message(ending))
         except (KeyboardInterrupt, SystemExit):
             self.write_status("running", "stopped by a signal; resumable")
             raise
         finally:
-            self.metrics.close()
-            self.mirror.finish(ending)
+            self.records.close(ending)
         return ending
 
     def train_epochs(self) -> Status:
@@ -159,25 +205,36 @@ class _Loop:
             self.clock.lap("data")
             lr = self.set_learning_rate()
             self.optimizer.zero_grad()
-            loss = cross_entropy(self.model(images), batch.labels)
-            torch.autograd.backward(loss)
-            self.loss_sum += loss.detach().double() * len(batch.labels)
+            loss = batch_gradient(
+                self.task,
+                images,
+                batch.labels,
+                whole_batch=self.images_in_batch(),
+                micro_batch=self.train.get("micro_batch"),
+                ranks=self.ranks,
+            )
+            self.loss_sum += loss.own_sum
             self.clock.lap("forward_backward")
             self.make_extra_passes(batch)
             self.optimizer.step()
             self.clock.lap("optimizer")
             self.position.batch += 1
             self.position.step += 1
-            self.position.images += len(batch.labels)
+            self.position.images += loss.images
             self.record_curvature()
             if self.must_pause():
                 self.clock.stop()
-                ending = self.pause(loss.detach(), lr)
+                ending = self.pause(loss, lr)
                 if ending is not None:
                     return ending
                 self.clock.start()
         self.clock.stop()
         return None
+
+    def images_in_batch(self) -> int:
+        """Images of the current batch, over all ranks."""
+        size = int(self.train.batch_size)
+        return min(size, self.data.train_size - self.position.batch * size)
 
     def make_extra_passes(self, batch: Batch) -> None:
         """Let an optimizer that wants more than the gradient of the batch compute it."""
@@ -210,7 +267,10 @@ class _Loop:
 
     def must_pause(self) -> bool:
         """Whether there is something to do between two steps, outside the clock."""
-        return self.log_is_due() or self.checkpoint_is_due() or self.must_end()
+        if self.log_is_due() or self.checkpoint_is_due():
+            return True
+        # Of several ranks each knows its own signals and clock; they compare where they pause.
+        return self.ranks.world_size == 1 and (self.stop.requested or self.time_is_up())
 
     def log_is_due(self) -> bool:
         return bool(self.position.step % self.train.log_interval == 0)
@@ -220,38 +280,60 @@ class _Loop:
         ends_epoch = self.position.batch == self.data.batches_per_epoch
         return bool(self.position.step % self.train.checkpoint_interval == 0) and not ends_epoch
 
-    def must_end(self) -> bool:
-        return self.stop.requested or self.time_is_up()
-
     def time_is_up(self) -> bool:
         """Whether the run has had its `train.timeout_s` training seconds."""
         limit_s: float | None = self.train.timeout_s
         return limit_s is not None and self.clock.train_time_s >= limit_s
 
-    def pause(self, loss: Tensor, lr: float) -> Status | None:
+    def pause(self, loss: BatchLoss, lr: float) -> Status | None:
         """Record, check and save what is due between two steps."""
-        saves = self.checkpoint_is_due() or self.must_end()
-        finite = self.loss_is_finite() and (not saves or self.weights_are_finite())
+        stops, finite = self.compare()
+        saves = self.checkpoint_is_due() or stops or self.time_is_up()
+        finite = finite and (not saves or self.weights_are_finite())
         if self.log_is_due() or not finite:
-            self.record_step(loss.item(), lr)
+            self.record_step(loss.mean(self.ranks), lr)
         if not finite:
             return "diverged"
         if saves:
             self.save()
-        self.stop.obey()
+        if stops:
+            self.end_by_signal()
         return "timeout" if self.time_is_up() else None
+
+    def compare(self) -> tuple[bool, bool]:
+        """Have all ranks take the clock of the slowest one; the clock stands.
+
+        Returns:
+            Whether any rank is to stop, and whether the loss is finite on all of them.
+        """
+        finite = self.loss_is_finite()
+        if self.ranks.world_size == 1:
+            return self.stop.requested, finite
+        clock = self.clock.state_dict()
+        mine = [float(self.stop.requested), float(finite), *clock.values()]
+        rows = self.ranks.rows(torch.tensor(mine, dtype=torch.float64))
+        slowest = rows[int(rows[:, 2:].sum(dim=1).argmax()), 2:]
+        self.clock.load_state_dict(dict(zip(clock, slowest.tolist(), strict=True)))
+        return bool(rows[:, 0].any()), bool(rows[:, 1].all())
+
+    def end_by_signal(self) -> NoReturn:
+        """End as the signal says, or in good order where it came to another rank."""
+        self.stop.obey()
+        raise SystemExit(0)
 
     def finish_epoch(self) -> Status | None:
         """Evaluate, record and save at the end of an epoch."""
         position, train = self.position, self.train
-        if not (self.loss_is_finite() and self.weights_are_finite()):
-            self.record_step(self.loss_sum.item() / position.images, self.current_lr())
+        stops, finite = self.compare()
+        train_loss = self.train_loss()
+        if not (finite and self.weights_are_finite()):
+            self.record_step(train_loss, self.current_lr())
             return "diverged"
         epoch = position.epoch + 1
         evaluation = None
         if epoch % train.eval_interval == 0 or epoch == train.epochs:
             evaluation = self.evaluate()
-        record = self.epoch_record(epoch, evaluation)
+        record = self.epoch_record(epoch, train_loss, evaluation)
         self.position = Position(
             epoch=epoch,
             step=position.step,
@@ -262,19 +344,29 @@ class _Loop:
         self.record(record.as_record())
         self.record_passes()
         self.save()
-        logger.info("%s", self.progress(record))
-        if self.on_epoch is not None:
+        if self.ranks.leads:
+            logger.info("%s", self.progress(record))
+        if self.on_epoch is not None and self.ranks.leads:
             self.on_epoch(record)
-        self.stop.obey()
+        if stops or (self.ranks.world_size == 1 and self.stop.requested):
+            self.end_by_signal()
         return None
 
-    def epoch_record(self, epoch: int, evaluation: Evaluation | None) -> EpochRecord:
+    def train_loss(self) -> float:
+        """The mean loss over the images of the epoch so far."""
+        total = self.loss_sum.clone()
+        self.ranks.sum_(total)
+        return total.item() / self.position.images
+
+    def epoch_record(
+        self, epoch: int, train_loss: float, evaluation: Evaluation | None
+    ) -> EpochRecord:
         position, clock = self.position, self.clock
         seconds = clock.train_time_s - position.epoch_start_time_s
         return EpochRecord(
             epoch=epoch,
             step=position.step,
-            train_loss=self.loss_sum.item() / position.images,
+            train_loss=train_loss,
             test_loss=evaluation.loss if evaluation else None,
             test_top1=evaluation.top1 if evaluation else None,
             test_top5=evaluation.top5 if evaluation else None,
@@ -283,17 +375,18 @@ class _Loop:
             forward_backward_time_s=clock.seconds("forward_backward"),
             optimizer_time_s=clock.seconds("optimizer") + clock.seconds("extra_passes"),
             images_per_second=position.images / seconds,
-            peak_memory_bytes=peak_memory_bytes(self.device),
+            peak_memory_bytes=max(self.ranks.objects(peak_memory_bytes(self.device))),
         )
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the test images, each once, leaving BatchNorm's statistics alone."""
         self.model.eval()
+        self.ranks.copy_from_leader(list(self.model.buffers()))
         with torch.inference_mode():
             batches = (
                 (self.task.images(batch), batch.labels) for batch in self.data.test_batches()
             )
-            return evaluate(self.model, batches, device=self.device)
+            return evaluate(self.model, batches, device=self.device, ranks=self.ranks)
 
     def record_step(self, loss: float, lr: float) -> None:
         position = self.position
@@ -311,8 +404,7 @@ class _Loop:
             self.record(record.as_record())
 
     def record(self, record: Mapping[str, Any]) -> None:
-        self.metrics.append(record)
-        self.mirror.log(record)
+        self.records.append(record)
 
     def current_lr(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"])
@@ -327,11 +419,15 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the position; the records before it reach the disk first."""
-        self.metrics.sync()
-        state = capture(self.task, self.position, self.loss_sum, self.clock)
-        state["metrics_offset"] = self.metrics.offset
+        check_same_weights(self.task, self.ranks, self.position.step)
+        self.records.sync()
+        state = self.state()
+        state["metrics_offset"] = self.records.offset
         self.checkpoints.save(state, step=self.position.step)
         self.write_status("running")
+
+    def state(self) -> dict[str, Any]:
+        return capture(self.task, self.position, self.loss_sum, self.clock, self.ranks)
 
     def resume(self) -> int:
         """Go to the newest intact checkpoint, if there is one.
@@ -339,18 +435,19 @@ class _Loop:
         Returns:
             How many bytes of `metrics.jsonl` belong to it; 0 where there is none.
         """
-        state = self.checkpoints.load_newest()
+        state = self.checkpoints.load_newest(self.state)
         if state is None:
-            if self.directory.status is not None:
-                logger.warning("no checkpoint in %s: from the start", self.directory.path)
+            if self.records.found_status is not None:
+                logger.warning("no checkpoint in %s: from the start", self.path)
             return 0
-        self.position = restore(state, self.task, self.loss_sum, self.clock)
-        logger.info("resumed at step %d: %s", self.position.step, self.directory.path)
+        self.position = restore(state, self.task, self.loss_sum, self.clock, self.ranks)
+        if self.ranks.leads:
+            logger.info("resumed at step %d: %s", self.position.step, self.path)
         return int(state["metrics_offset"])
 
     def write_status(self, status: Status, message: str = "") -> None:
         position = self.position
-        self.directory.write_status(RunStatus(status, position.epoch, position.step, message))
+        self.records.write_status(RunStatus(status, position.epoch, position.step, message))
 
     def message(self, ending: Status) -> str:
         if ending == "diverged":

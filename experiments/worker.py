@@ -1,19 +1,24 @@
 """One process of training: `python -m experiments.worker <run directory>`.
 
-Reads the frozen config of the directory and trains it to its end. Exit status: 0 when the run is
-done, diverged or out of time (`status.json` says which); 2 for a mistake of the user, told in one
-line; 1 for anything unexpected, with the traceback in `traceback.txt`.
+Reads the frozen config of the directory and trains it to its end. Started by torchrun
+(`torchrun --nproc-per-node=8 -m experiments.worker <run directory>`) it is one rank of several.
+
+Exit status: 0 when the run is done, diverged or out of time (`status.json` says which), or when a
+signal to another rank has ended it; 2 for a mistake of the user, told in one line; 1 for anything
+unexpected, with the traceback in `traceback.txt`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import UserError
+from experiments.outcome import USER_ERROR, recorded_mistake
 from experiments.run_directory import CONFIG_FILE
 from experiments.spec import RunSpec
 
@@ -34,9 +39,25 @@ def run(directory: Path) -> None:
             f"not {directory.resolve().name}; restore it, or start the changed run with "
             "python -m experiments.train"
         )
-    from experiments.trainer import Trainer  # torch is slow to import; mistakes are told before
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and recorded_mistake(directory):
+        raise SystemExit(USER_ERROR)  # it was told when torchrun started the ranks before
+    # torch is slow to import; mistakes are told before
+    from experiments.ranks import DEFAULT_TIMEOUT_S, LostRankError, join_ranks
+    from experiments.task import choose_device
+    from experiments.trainer import Trainer
 
-    Trainer(spec, directory).run()
+    on_gpu = choose_device(spec.config.train.device).type == "cuda"
+    timeout_s = float(spec.config.launch.get("timeout_s", DEFAULT_TIMEOUT_S))
+    with join_ranks(use_gpu=on_gpu, timeout_s=timeout_s) as ranks:
+        try:
+            Trainer(spec, directory, ranks=ranks).run()
+        except UserError as error:
+            if ranks.tells(error):
+                raise
+            raise SystemExit(USER_ERROR) from error
+        except LostRankError as error:
+            print(f"error: rank {ranks.rank}: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(directory)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -13,20 +13,24 @@ import torch
 from experiments.data import cifar, digits
 from experiments.data.batches import Batch, Data, ImageSet, InMemoryData, RawData
 from experiments.data.holdout import hold_out
+from experiments.data.part import WHOLE, Part
 from experiments.data.settings import CifarSettings, InputSettings, read_dataset
 from experiments.settings import Node, node_name
 
-__all__ = ["Batch", "Data", "ImageSet", "InMemoryData", "RawData", "build_data"]
+__all__ = ["Batch", "Data", "ImageSet", "InMemoryData", "Part", "RawData", "build_data"]
 
 
-def build_data(cfg: Node, *, batch_size: int, seed: int, device: torch.device | str) -> Data:
+def build_data(
+    cfg: Node, *, batch_size: int, seed: int, device: torch.device | str, part: Part = WHOLE
+) -> Data:
     """The data set that a config node names, ready to train on.
 
     Args:
         cfg: the node `dataset`.
-        batch_size: images of a training batch.
+        batch_size: images of a training batch, over all ranks.
         seed: the run's seed; decides order and augmentation, not the split.
         device: where the batches shall be.
+        part: what of every batch, and of the test images, this rank asks for.
 
     Returns:
         Batches as a pure function of (seed, epoch, batch index).
@@ -45,5 +49,5 @@ def build_data(cfg: Node, *, batch_size: int, seed: int, device: torch.device | 
         raw = hold_out(raw, settings.holdout)
         settings = replace(settings, test_limit=None)
     return InMemoryData(
-        raw, settings, batch_size=batch_size, seed=seed, device=torch.device(device)
+        raw, settings, batch_size=batch_size, seed=seed, device=torch.device(device), part=part
     )

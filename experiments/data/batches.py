@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from experiments.data.augment import Draws, Normalise, draw, flip_and_crop
+from experiments.data.part import WHOLE, Part
 from experiments.data.randomness import stream
 from experiments.data.settings import InputSettings
 from experiments.errors import UserError
@@ -44,7 +45,7 @@ class Data(Protocol):
     batches_per_epoch: int
 
     def train_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (from 0), from batch `start` on."""
+        """The batches of an epoch (from 0), from batch `start` on; of each this rank's part."""
         ...
 
     def random_batches(self, number: int, count: int) -> Iterator[Batch]:
@@ -52,7 +53,7 @@ class Data(Protocol):
         ...
 
     def test_batches(self) -> Iterator[Batch]:
-        """Every test image once, in order."""
+        """Every test image of this rank's part once, in order."""
         ...
 
 
@@ -115,15 +116,17 @@ class InMemoryData:
         batch_size: int,
         seed: int,
         device: torch.device,
+        part: Part = WHOLE,
     ) -> None:
         """Move the images to the device and check that the settings fit them.
 
         Args:
             raw: the loaded data set.
             settings: limits, normalisation, augmentation.
-            batch_size: images of a training batch.
+            batch_size: images of a training batch, over all ranks.
             seed: the run's seed; decides order and augmentation.
             device: where the batches shall be.
+            part: what of every batch, and of the test images, is asked for.
 
         Raises:
             UserError: a limit, the batch size or the normalisation does not fit the data.
@@ -137,9 +140,10 @@ class InMemoryData:
         _check_fit(settings, self.input_shape, batch_size, self.train_size)
         full, rest = divmod(self.train_size, batch_size)
         self.batches_per_epoch = full + (1 if rest and not settings.drop_last else 0)
+        _check_parts(part.count, self.train_size, self.batches_per_epoch, batch_size)
 
         self._seed, self._device, self._settings = seed, device, settings
-        self._batch_size = batch_size
+        self._batch_size, self._part = batch_size, part
         self._train_images = torch.from_numpy(train.images).to(device)
         self._train_labels = torch.from_numpy(train.labels).to(device)
         self._test_images = torch.from_numpy(test.images).to(device)
@@ -169,7 +173,8 @@ class InMemoryData:
         order = self._order(epoch, "order")
         draws = self._draws(epoch, self.train_size, "augmentation")
         for index in range(start, self.batches_per_epoch):
-            places = slice(index * self._batch_size, (index + 1) * self._batch_size)
+            first = index * self._batch_size
+            places = self._part.of(first, min(first + self._batch_size, self.train_size))
             yield self._train_batch(order[places], draws[places])
 
     def random_batches(self, number: int, count: int) -> Iterator[Batch]:
@@ -190,8 +195,9 @@ class InMemoryData:
         chosen = self._order(number, "random batches")[:count]
         draws = self._draws(number, count, "random batches")
         for first in range(0, count, self._batch_size):
-            places = slice(first, first + self._batch_size)
-            yield self._train_batch(chosen[places], draws[places])
+            places = self._part.of(first, min(first + self._batch_size, count))
+            if places.start < places.stop:  # of a few images some ranks have none
+                yield self._train_batch(chosen[places], draws[places])
 
     def _order(self, number: int, purpose: str) -> Tensor:
         generator = stream(self._seed, number, purpose)
@@ -212,8 +218,9 @@ class InMemoryData:
 
     def test_batches(self) -> Iterator[Batch]:
         """Every test image once, in order, unaugmented; the last batch may be smaller."""
-        for first in range(0, self.test_size, self._settings.test_batch_size):
-            places = slice(first, first + self._settings.test_batch_size)
+        mine = self._part.of(0, self.test_size)
+        for first in range(mine.start, mine.stop, self._settings.test_batch_size):
+            places = slice(first, min(first + self._settings.test_batch_size, mine.stop))
             yield Batch(self._normalise(self._test_images[places]), self._test_labels[places])
 
 
@@ -227,6 +234,16 @@ def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
             "null takes all"
         )
     return images.first(limit)
+
+
+def _check_parts(ranks: int, train_size: int, batches: int, batch_size: int) -> None:
+    """Check that no rank is left without an image in any batch."""
+    smallest = min(batch_size, train_size - (batches - 1) * batch_size)
+    if smallest < ranks:
+        raise UserError(
+            f"{ranks} ranks, but a batch of {smallest} images: use at most {smallest} ranks"
+            + (", or dataset.drop_last=true" if smallest < batch_size else "")
+        )
 
 
 def _check_fit(

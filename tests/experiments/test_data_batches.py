@@ -1,5 +1,6 @@
 """Batches: every image once, a pure function of (seed, epoch, index), limits and bad settings."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from experiments.data import Batch, ImageSet, InMemoryData, RawData, build_data, digits
+from experiments.data import Batch, ImageSet, InMemoryData, Part, RawData, build_data, digits
 from experiments.data.holdout import hold_out
+from experiments.data.part import WHOLE
 from experiments.data.settings import CifarSettings, InputSettings, read_dataset
 from experiments.errors import UserError
 
@@ -27,13 +29,20 @@ def numbered(train: int = 50, test: int = 23, size: int = 8) -> RawData:
     return RawData(train=images(train), test=images(test), num_classes=5, pixel_max=1)
 
 
-def make(raw: RawData | None = None, *, batch_size: int = 8, seed: int = 0, **keys) -> InMemoryData:
+def make(
+    raw: RawData | None = None,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+    part: Part = WHOLE,
+    **keys,
+) -> InMemoryData:
     # mean 0 and std 1 with pixel_max 1: a batch shows the raw pixels.
     values = {"mean": (0.0,), "std": (1.0,), "crop_padding": 0, "horizontal_flip": False} | keys
     settings = InputSettings(name="numbered", **values)
     device = torch.device("cpu")
     return InMemoryData(
-        raw or numbered(), settings, batch_size=batch_size, seed=seed, device=device
+        raw or numbered(), settings, batch_size=batch_size, seed=seed, device=device, part=part
     )
 
 
@@ -54,6 +63,35 @@ def test_an_epoch_shows_each_image_once():
     assert [len(b.labels) for b in batches] == [8] * 6 + [2]
     assert data.batches_per_epoch == 7
     assert sorted(numbers(batches)) == list(range(50))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_parts_of_all_ranks_are_the_batches_of_one(ranks):
+    keys = {"crop_padding": 1, "horizontal_flip": True, "drop_last": False, "batch_size": 11}
+    whole = make(**keys)
+    parts = [make(part=Part(rank, ranks), **keys) for rank in range(ranks)]
+    for one, many in (
+        (whole.train_batches(1, 2), [part.train_batches(1, 2) for part in parts]),
+        (whole.random_batches(4, 27), [part.random_batches(4, 27) for part in parts]),
+    ):
+        for batch, shares in zip(one, zip(*many, strict=True), strict=True):
+            assert torch.equal(torch.cat([share.images for share in shares]), batch.images)
+            assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
+            sizes = [len(share.labels) for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+    tested = [numbers(part.test_batches()) for part in parts]
+    assert list(itertools.chain(*tested)) == list(range(23)) and all(tested)
+    assert parts[0].train_size == 50 and parts[0].test_size == 23
+    assert parts[0].batches_per_epoch == whole.batches_per_epoch
+
+
+def test_a_rank_without_images_is_refused_or_has_no_batch():
+    with pytest.raises(UserError, match=r"9 ranks, but a batch of 8 images: use at most 8 ranks$"):
+        make(part=Part(0, 9))
+    with pytest.raises(UserError, match=r"use at most 2 ranks, or dataset\.drop_last=true"):
+        make(part=Part(0, 3), drop_last=False)
+    lists = [list(make(part=Part(rank, 4)).random_batches(0, 10)) for rank in range(4)]
+    assert [len(batches) for batches in lists] == [2, 2, 1, 1]
 
 
 def test_random_batches_are_drawn_without_replacement_for_their_number_alone():

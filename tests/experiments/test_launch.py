@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from experiments.errors import UserError
-from experiments.launch import Outcome, freeze, launch, recorded_outcome
+from experiments.launch import launch
+from experiments.outcome import Outcome, freeze, recorded_outcome
 from experiments.pool import WorkerPool
 from experiments.run_directory import RunStatus, read_status
 from experiments.spec import RunSpec
@@ -48,9 +49,11 @@ def test_local_reports_a_crash_as_an_outcome(tmp_path: Path) -> None:
 
 
 def test_unknown_launcher_and_setting_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"did you mean 'local'\? \(valid: local, subprocess\)"):
+    with pytest.raises(
+        UserError, match=r"did you mean 'local'\? \(valid: local, slurm, subprocess, torchrun\)"
+    ):
         launch(run_spec(tmp_path, launch={"name": "lokal"}))
-    with pytest.raises(UserError, match=r"launch\.dry is no setting; did you mean 'dry_run'"):
+    with pytest.raises(UserError, match=r"unknown key launch\.dry; did you mean 'dry_run'"):
         launch(run_spec(tmp_path, launch={"name": "local", "dry": True}))
 
 

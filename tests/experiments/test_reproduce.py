@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments.contestants import optimizers_with_recipe
-from experiments.launch import Outcome
+from experiments.outcome import Outcome
 from experiments.progress import Progress, duration
 from experiments.reproduce import main
 from experiments.run_directory import RunStatus, read_status
