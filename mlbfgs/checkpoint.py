@@ -3,17 +3,25 @@
 A rank's shard holds stretches of parameters. A `StateShard` says where in its parameter such a
 stretch lies, as boxes of the parameter's shape, so that a checkpoint knows neither ranks nor
 blocks nor the order of memory. What some ranks saved, other ranks, one process alone or FSDP2 load;
-each reads and writes its own part.
+each reads and writes its own part::
+
+    torch.distributed.checkpoint.save({"optimizer": checkpoint_state(optimizer)}, ...)
+
+    state = checkpoint_state(optimizer)  # of the optimizer that goes on
+    torch.distributed.checkpoint.load({"optimizer": state}, ...)
+    load_checkpoint_state(optimizer, state)
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives
 from mlbfgs.layout import Layout, is_dtensor
@@ -24,6 +32,64 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import WriteItem
 
 _ELEMENTWISE = ("aten.detach.default", "aten.clone.default", "aten._to_copy.default")
+
+
+def checkpoint_state(optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state as torch.distributed.checkpoint can save it, and fill it on loading.
+
+    Optimizer.state_dict() has numbers for keys, which that package turns into strings and does not
+    find again; so tensors are named here, and everything else is one value.
+
+    Args:
+        optimizer: any whose state exists, as that of MLBFGS does from construction on.
+
+    Returns:
+        `tensors`, views of the state by `<parameter>.<key>`, where the parameter is its name if the
+        optimizer knows it, else its number; and `rest`, bytes.
+    """
+    packed = optimizer.state_dict()
+    names = _names(packed)
+    tensors: dict[str, Tensor] = {}
+    rest: dict[str, dict[str, Any]] = {}
+    for i, values in packed["state"].items():
+        rest[names[i]] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[i]}.{key}"] = value
+    buffer = io.BytesIO()
+    torch.save({"state": rest, "param_groups": packed["param_groups"]}, buffer)
+    return {"tensors": tensors, "rest": buffer.getvalue()}
+
+
+def load_checkpoint_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Continue from a state that `checkpoint_state` gave and torch.distributed.checkpoint filled.
+
+    Args:
+        optimizer: the one that gave the state; every rank of it calls this.
+        state: see there. Its tensors are the optimizer's own, so that they are overwritten already.
+
+    Raises:
+        ValueError: groups or shapes do not fit.
+    """
+    packed = optimizer.state_dict()
+    rest = torch.load(io.BytesIO(state["rest"]), weights_only=True)
+    numbers = {name: i for i, name in _names(packed).items()}
+    loaded: dict[int, dict[str, Any]] = {
+        numbers[name]: dict(values) for name, values in rest["state"].items() if name in numbers
+    }
+    for name, tensor in state["tensors"].items():
+        param, _, key = name.rpartition(".")
+        loaded.setdefault(numbers[param], {})[key] = tensor
+    optimizer.load_state_dict({"state": loaded, "param_groups": rest["param_groups"]})
+
+
+def _names(packed: Mapping[str, Any]) -> dict[int, str]:
+    """The name of each number in a state dict."""
+    names: dict[int, str] = {}
+    for group in packed["param_groups"]:
+        known = group.get("param_names") or [str(i) for i in group["params"]]
+        names.update(zip(group["params"], known, strict=True))
+    return names
 
 
 class StateShard(Tensor):

@@ -1,14 +1,16 @@
 """Several ranks against one process: real gloo processes, see `tests.gloo`."""
 
+import copy
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
 from mlbfgs import MLBFGS, SLIMQN
+from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state
 from tests.gloo import run_ranks
 
-MODES = ("replicated", "blocks", "sharded")
 SETTINGS = {"lr": 0.02, "betas": 0.9, "update_interval": 3, "history_size": 3, "damping": 0.95}
 STEPS = 21  # six pairs: the ring of three is full and has turned
 #: Blocks of 96, 8, 3 and 25 numbers; the first has gaps in its memory, the second is channels-last.
@@ -16,14 +18,15 @@ SHAPES = {"gaps": (4, 3), "conv": (3, 2, 4, 4), "scalar": (), "bias": (7,), "non
 GROUPS = (("conv", "scalar"), ("gaps", "bias", "none", "v"))
 
 
-def make_parameters(dtype=torch.float64):
+def make_parameters(dtype=torch.float64, channels_last=True):
     generator = torch.Generator().manual_seed(0)
     values = {
         name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         for name, shape in SHAPES.items()
     }
     values["gaps"] = torch.empty(4, 6, dtype=dtype)[:, ::2].copy_(values["gaps"])
-    values["conv"] = values["conv"].to(memory_format=torch.channels_last)
+    if channels_last:
+        values["conv"] = values["conv"].to(memory_format=torch.channels_last)
     return {name: torch.nn.Parameter(value) for name, value in values.items()}
 
 
@@ -121,3 +124,369 @@ def test_every_mode_and_world_size_follows_one_process_bit_equal_on_all_ranks():
         for ours, theirs in zip(records, optimizer.curvature_records(), strict=True):
             assert ours == pytest.approx(theirs, rel=10 * tolerance, nan_ok=True)
         assert path.isfinite().all() and not torch.equal(path[-1], path[0])
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+SAVED = 14  # in the middle of an interval, the ring full
+#: Who reads: ranks, distribution, whether conv is channels-last as it was where it was written.
+READERS = (
+    (1, "replicated", True),
+    (1, "sharded", False),
+    (2, "blocks", True),
+    (2, "sharded", False),
+    (3, "sharded", True),
+    (3, "blocks", False),
+)
+
+
+def save(folder, named, optimizer, group=None):
+    with torch.no_grad():
+        model = {name: p.detach().contiguous() for name, p in named.items()}
+    state = {"model": model, "optimizer": checkpoint_state(optimizer)}
+    dcp.save(state, checkpoint_id=folder, process_group=group)
+
+
+def load(folder, named, optimizer, group=None):
+    model = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in named.items()}
+    state = {"model": model, "optimizer": checkpoint_state(optimizer)}
+    dcp.load(state, checkpoint_id=folder, process_group=group)
+    with torch.no_grad():
+        for name, p in named.items():
+            p.copy_(model[name])
+    load_checkpoint_state(optimizer, state["optimizer"])
+
+
+def kept_bytes(optimizer):
+    """Bytes of the state's tensors on this rank; of views, what they show."""
+    tensors = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    return sum((t.local if isinstance(t, StateShard) else t).nbytes for t in tensors)
+
+
+def write_and_reread(rank, folder):
+    written, read = {}, {}
+    for mode in ("blocks", "sharded"):
+        named = make_parameters()
+        optimizer = make_optimizer(named, distribution=mode)
+        walk(named, optimizer, 1, SAVED)
+        before = optimizer.communication()
+        save(f"{folder}/{mode}", named, optimizer)
+        assert optimizer.communication() == before  # no rank asked for another's part
+        written[mode] = (walk(named, optimizer, SAVED + 1), kept_bytes(optimizer))
+    for size in (1, 2, 3):
+        group = dist.new_group(list(range(size)))
+        for mode in (m for s, m, _ in READERS if s == size and rank < size):
+            channels_last = (size, mode, True) in READERS
+            for writer in written:
+                named = make_parameters(channels_last=channels_last)
+                shared = {} if mode == "replicated" else {"process_group": group}
+                optimizer = make_optimizer(named, distribution=mode, **shared)
+                load(f"{folder}/{writer}", named, optimizer, group)
+                read[writer, size, mode] = walk(named, optimizer, SAVED + 1)
+                assert_equal_on_all_ranks(read[writer, size, mode], group)
+        dist.barrier()
+    return written, read
+
+
+@pytest.mark.slow
+def test_what_four_ranks_wrote_one_two_and_three_continue(tmp_path):
+    results = run_ranks(write_and_reread, 4, str(tmp_path), time_limit_s=240)
+    named = make_parameters()
+    alone = make_optimizer(named)
+    expected = walk(named, alone)[SAVED:]
+    written, read = results[0]
+    assert len(read) == 2 * len(READERS)
+    for (writer, size, mode), path in read.items():
+        continued = written[writer][0]
+        if writer == "blocks" and mode != "sharded" and (size, mode, True) in READERS:
+            # the same sums: only shards and another order of memory add up in another order
+            assert torch.equal(path, continued) and torch.equal(path, expected)
+        torch.testing.assert_close(path, continued, rtol=1e-10, atol=1e-10)
+    # each rank's share of 4 vectors, the momentum and 6 rows of 129 numbers in float64
+    n = sum(p.numel() for p in named.values())
+    for mode, numbers in (("blocks", [97, 25, 7, 0]), ("sharded", [32, 32, 32, 33])):
+        assert sorted(numbers) == sorted(r[0][mode][1] // (11 * 8) for r in results)
+        assert sum(r[0][mode][1] for r in results) == 11 * 8 * n == kept_bytes(alone)
+
+
+def read_by_all(rank, folder):
+    """One process wrote; four ranks read, and hand their state on without a file."""
+    found = {}
+    for mode in ("blocks", "sharded"):
+        named = make_parameters()
+        optimizer = make_optimizer(named, distribution=mode)
+        load(folder, named, optimizer)
+        # the same ranks under the other plan, from memory: stretches move between ranks
+        others = make_parameters()
+        other_mode = "sharded" if mode == "blocks" else "blocks"
+        other = make_optimizer(others, distribution=other_mode)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        with torch.no_grad():
+            for name, p in others.items():
+                p.copy_(named[name])
+        found[mode] = walk(named, optimizer, SAVED + 1)
+        torch.testing.assert_close(walk(others, other, SAVED + 1), found[mode], rtol=0, atol=1e-10)
+    return found
+
+
+def test_what_one_process_wrote_four_ranks_continue(tmp_path):
+    named = make_parameters()
+    optimizer = make_optimizer(named)
+    walk(named, optimizer, 1, SAVED)
+    save(str(tmp_path), named, optimizer)
+    expected = walk(named, optimizer, SAVED + 1)
+    found, *_ = run_ranks(read_by_all, 4, str(tmp_path), time_limit_s=120)
+    assert torch.equal(found["blocks"], expected)
+    torch.testing.assert_close(found["sharded"], expected, rtol=0, atol=1e-10)
+
+
+# --- what ranks tell each other -------------------------------------------------------------------
+
+
+def counted_bytes(rank, mode, dtype):
+    """Bytes of every tensor that a collective was called with, beside what the optimizer counts."""
+    sent = Counter()
+
+    def counting(name):
+        call = getattr(dist, name)
+
+        def wrapper(*args, **kwargs):
+            for given in args[:1]:
+                tensors = given if isinstance(given, list) else [given]
+                sent[name] += sum(t.nbytes for t in tensors)
+            return call(*args, **kwargs)
+
+        return wrapper
+
+    for name in ("all_reduce", "broadcast", "all_gather"):
+        setattr(dist, name, counting(name))
+    named = make_parameters(dtype)
+    optimizer = make_optimizer(named, distribution=mode)
+    walk(named, optimizer, 1, 2)
+    before_pairs = optimizer.communication()
+    walk(named, optimizer, 3, STEPS - 1)
+    ordinary = optimizer.communication()
+    walk(named, optimizer, STEPS, STEPS)
+    return sent, before_pairs["last_step"], ordinary["last_step"], optimizer.communication()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["blocks", "sharded"])
+def test_bytes_are_counted_as_sent_and_follow_the_formula(mode, dtype):
+    ranks, blocks, m = 2, 4, SETTINGS["history_size"]
+    n = sum(p.numel() for p in make_parameters().values())
+    sharded = mode == "sharded"
+    for sent, warm, ordinary, end in run_ranks(counted_bytes, ranks, mode, dtype):
+        total = end["total"]
+        assert end["steps"] == STEPS
+        assert sent["broadcast"] == total["all_gather_parameters"]
+        assert sent["all_gather"] == total["all_gather_layout"] == 8 * ranks
+        reduced = {key: total[key] for key in total if key.startswith("all_reduce")}
+        assert sent["all_reduce"] == sum(reduced.values())
+        # docs/distributed.md
+        step = {"all_gather_parameters": n * dtype.itemsize + 8 * ranks}
+        sums = {"all_reduce_step": blocks * (2 * m + 1) * 8}
+        pairs = {"all_reduce_products": blocks * 8 * 8}
+        if sharded:  # the empty block has no pairs
+            pairs["all_reduce_gram"] = (blocks - 1) * 2 * 2 * m * 8
+        assert warm == step
+        assert ordinary == ({**step, **sums} if sharded else step)
+        assert end["last_step"] == ({**step, **sums, **pairs} if sharded else {**step, **pairs})
+
+
+def refusals(rank):
+    said = {}
+    for mode in ("blocks", "sharded"):
+        for missing in (["v"], list(SHAPES)):
+            named = make_parameters()
+            optimizer = make_optimizer(named, distribution=mode)
+            walk(named, optimizer, 1, 7)
+            set_gradients(named, 8)
+            if rank == 1:
+                for name in missing:
+                    named[name].grad = None
+            try:
+                optimizer.step()
+            except RuntimeError as error:
+                said[mode, len(missing)] = str(error)
+    # no gradient anywhere: nothing happens, as in one process
+    named = make_parameters()
+    optimizer = make_optimizer(named, distribution="sharded")
+    walk(named, optimizer, 1, 8)
+    before = flat_of(named), optimizer.state[named["v"]]["step"]
+    for _ in range(2):  # the second would be due for a pair
+        optimizer.zero_grad()
+        optimizer.step()
+    assert torch.equal(flat_of(named), before[0])
+    said["after"] = walk(named, optimizer, 9)
+    said["step"] = optimizer.state[named["v"]]["step"]
+    for key, settings in {
+        "blocks": {"blocks": lambda names, sizes: [0] * 5 + [rank]},
+        "group": {"distribution": "replicated", "process_group": dist.group.WORLD},
+        "name": {"distribution": "shards"},
+    }.items():
+        try:
+            make_optimizer(make_parameters(), **{"distribution": "sharded", **settings})
+        except ValueError as error:
+            said[key] = str(error)
+    return said
+
+
+def test_what_ranks_disagree_about_is_named_and_no_gradient_at_all_is_no_step():
+    named = make_parameters()
+    expected = walk(named, make_optimizer(named))[8:]
+    for said in run_ranks(refusals, 2):
+        for mode in ("blocks", "sharded"):
+            assert "v has a gradient on ranks [0] but none on ranks [1]" in said[mode, 1]
+            assert "and so have 5 others" in said[mode, len(SHAPES)]
+        torch.testing.assert_close(said["after"], expected, rtol=0, atol=1e-10)
+        assert said["step"] == STEPS
+        assert "ranks [1] have other parameters than rank 0, or in other groups" in said["blocks"]
+        assert "process_group has no effect" in said["group"]
+        assert "Invalid distribution: 'shards'" in said["name"]
+
+
+def test_ranks_are_asked_for_where_there_are_none():
+    with pytest.raises(ValueError, match="init_process_group before building the optimizer"):
+        make_optimizer(make_parameters(), distribution="sharded")
+
+
+# --- what else an optimizer must do ---------------------------------------------------------------
+
+
+def odds_and_ends(rank, mode):
+    """Everything a single process does, in the middle of training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        extra = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
+    named = make_parameters()
+    where = {} if mode is None else {"distribution": mode}
+    optimizer = make_optimizer(named, **where)
+    walk(named, optimizer, 1, 10)
+    optimizer.add_param_group({"params": [("extra", extra)], "lr": 0.01})
+    named["extra"] = extra
+    path = [walk(named, optimizer, 11, 15)]
+    named["conv"].data = named["conv"].data.contiguous()  # another order of memory
+    path.append(walk(named, optimizer, 16, 18))
+    twin = copy.deepcopy(optimizer)
+    twins = [p for group in twin.param_groups for p in group["params"]]
+    ours = [p for group in optimizer.param_groups for p in group["params"]]
+    set_gradients(named, 19)
+    for p, q in zip(ours, twins, strict=True):
+        q.grad = p.grad
+    twin.step()
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, twins, strict=True))
+    if mode is not None:
+        again = pickle.loads(pickle.dumps(optimizer))
+        assert again.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+    product = optimizer.hessian_vector([torch.ones_like(p) for p in ours])
+    assert [v.shape for v in product] == [p.shape for p in ours]
+    return [*path, torch.cat([v.reshape(-1) for v in product])], str(optimizer.plan())
+
+
+@pytest.mark.parametrize("mode", ["blocks", "sharded"])
+def test_groups_layouts_copies_and_products_in_the_middle_of_training(mode):
+    expected, plan = odds_and_ends(0, None)
+    for found, printed in run_ranks(odds_and_ends, 2, mode):
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+        assert printed.splitlines()[:5] != plan and "rank 1" in printed
+
+
+# --- with DDP and FSDP2 ---------------------------------------------------------------------------
+
+BATCH, FEATURES = 8, 6
+
+
+def make_model():
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(FEATURES, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    return torch.nn.Sequential(*layers).double()
+
+
+def make_batch(step):
+    generator = torch.Generator().manual_seed(step)
+    inputs = torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
+    return inputs, torch.randn(BATCH, 3, generator=generator, dtype=torch.float64)
+
+
+def train(model, optimizer, share, first=1, last=STEPS):
+    for step in range(first, last + 1):
+        inputs, targets = make_batch(step)
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(model(inputs[share]), targets[share]).backward()
+        optimizer.step()
+    return torch.cat(
+        [
+            (p.full_tensor() if isinstance(p, DTensor) else p).detach().reshape(-1)
+            for p in model.parameters()
+        ]
+    )
+
+
+def ddp_and_fsdp(rank, folder):
+    share = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+    found = {}
+    for mode in ("replicated", "blocks", "sharded"):
+        model = DistributedDataParallel(make_model())
+        optimizer = MLBFGS(model.named_parameters(), blocks=2, distribution=mode, **SETTINGS)
+        found[mode] = train(model, optimizer, share)
+
+    def sharded_model():
+        model = make_model()
+        for layer in (model[0], model[2]):
+            fully_shard(layer)
+        fully_shard(model)
+        return model, MLBFGS(model.named_parameters(), blocks=2, distribution="sharded", **SETTINGS)
+
+    model, optimizer = sharded_model()
+    train(model, optimizer, share, 1, SAVED)
+    assert isinstance(optimizer.state[next(model.parameters())]["s_history"], DTensor)
+    n = sum(p.numel() for p in make_model().parameters())
+    local = sum(p.to_local().numel() for p in model.parameters())
+    assert optimizer.plan().state_bytes == 11 * 8 * local < 11 * 8 * n
+    dcp.save({"optimizer": get_optimizer_state_dict(model, optimizer)}, checkpoint_id=folder)
+    weights = {name: p.full_tensor().detach() for name, p in model.named_parameters()}
+    found["fsdp"] = train(model, optimizer, share, SAVED + 1)
+    assert "all_gather_parameters" not in optimizer.communication()["total"]
+
+    def restored(model, optimizer):
+        state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+        dcp.load(state, checkpoint_id=folder)
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+    model, optimizer = sharded_model()
+    restored(model, optimizer)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.distributed.tensor.distribute_tensor(weights[name], p.device_mesh))
+    found["fsdp, restored"] = train(model, optimizer, share, SAVED + 1)
+
+    model = DistributedDataParallel(make_model())
+    model.module.load_state_dict(weights)
+    optimizer = MLBFGS(model.named_parameters(), blocks=2, distribution="sharded", **SETTINGS)
+    restored(model, optimizer)
+    found["fsdp, restored under ddp"] = train(model, optimizer, share, SAVED + 1)
+    try:
+        MLBFGS(sharded_model()[0].parameters())
+    except ValueError as error:
+        assert "pass distribution='sharded' and no process_group" in str(error)
+    else:
+        raise AssertionError("DTensors were taken for whole tensors")
+    return found
+
+
+@pytest.mark.slow
+def test_ddp_and_fsdp2_with_half_a_batch_each_follow_one_process(tmp_path):
+    model = make_model()
+    optimizer = MLBFGS(model.named_parameters(), blocks=2, **SETTINGS)
+    expected = train(model, optimizer, slice(None))
+    first, second = run_ranks(ddp_and_fsdp, 2, str(tmp_path), time_limit_s=180)
+    assert len(first) == 6
+    for mode, found in first.items():
+        assert torch.equal(found, second[mode]), mode
+        # the mean over halves is added up in another order
+        torch.testing.assert_close(
+            found, expected, rtol=1e-9, atol=1e-9, msg=lambda m, w=mode: w + m
+        )
