@@ -240,8 +240,8 @@ class MLBFGS(Optimizer):
     def plan(self) -> BlockPlan:
         """The blocks, their sizes and the memory of this optimizer."""
         flat = self._flat_state()
-        params = self._parameters()
-        block_of = dict(zip(flat.layout.params, flat.layout.block_of, strict=True))
+        layout, params = flat.layout, self._parameters()
+        block_of = dict(zip(layout.params, layout.block_of, strict=True))
         history = flat.history.W
         return BlockPlan(
             names=tuple(self._names() or [f"parameter {i}" for i in range(len(params))]),
@@ -250,6 +250,8 @@ class MLBFGS(Optimizer):
             history_size=flat.history.history_size,
             state_bytes=flat.state_bytes,
             history_bytes=history.numel() * history.element_size(),
+            kept=tuple(len(r) for r in layout.ranges) if flat.collectives.copies else (),
+            owners=tuple(owner for owner in layout.owners if owner is not None),
         )
 
     # --- groups and state ----------------------------------------------------------------------

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from mlbfgs.sharding import DISTRIBUTIONS, even_ranges, owners_of_blocks, ranges_of_owners
 
 Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
 BlockPolicy = None | int | str | Sequence[str] | Assign
@@ -167,8 +169,11 @@ class BlockPlan:
         sizes: numbers in each parameter.
         blocks: block of each parameter.
         history_size: M.
-        state_bytes: averages, snapshots, momentum and history.
+        state_bytes: averages, snapshots, momentum and history, of one rank: this one, or the one
+            that keeps most.
         history_bytes: the history alone.
+        kept: numbers that each rank keeps of every vector; empty where each keeps all.
+        owners: the rank that owns each block; empty where blocks have no owner.
     """
 
     names: tuple[str, ...]
@@ -177,6 +182,8 @@ class BlockPlan:
     history_size: int
     state_bytes: int
     history_bytes: int
+    kept: tuple[int, ...] = ()
+    owners: tuple[int, ...] = ()
 
     @property
     def block_sizes(self) -> list[int]:
@@ -194,9 +201,14 @@ class BlockPlan:
             members = [name for name, b in zip(self.names, self.blocks, strict=True) if b == block]
             span = members[0] if len(members) == 1 else f"{members[0]} ... {members[-1]}"
             lines.append(f"{block:>5}  {size:>12,}  {size / max(n, 1):>6.1%}  {span}")
+        for rank, kept in enumerate(self.kept):
+            blocks = [str(b) for b, owner in enumerate(self.owners) if owner == rank]
+            owned = f", blocks {' '.join(blocks) or 'none'}" if self.owners else ""
+            lines.append(f"rank {rank}: {kept:,} numbers ({kept / max(n, 1):.1%}){owned}")
+        where = " on one rank" if self.kept else ""
         lines.append(
             f"{n:,} parameters, M = {self.history_size}: {self.state_bytes / 2**20:,.1f} MiB of "
-            f"optimizer state ({self.state_bytes / max(n, 1):.0f} bytes a parameter), "
+            f"optimizer state{where} ({self.state_bytes / max(n, 1):.0f} bytes a parameter), "
             f"{self.history_bytes / 2**20:,.1f} MiB of it history"
         )
         return "\n".join(lines)
@@ -209,6 +221,8 @@ def plan(
     history_size: int = 10,
     momentum: float = 0.9,
     history_dtype: torch.dtype | None = None,
+    distribution: str = "replicated",
+    world_size: int = 1,
 ) -> BlockPlan:
     """What `MLBFGS(model.named_parameters(), ...)` would do, before anything is allocated.
 
@@ -218,6 +232,8 @@ def plan(
         history_size: M.
         momentum: whether a momentum buffer is kept (any value but 0).
         history_dtype: of the history; None is the dtype of the averages.
+        distribution: `"replicated"`, `"blocks"` or `"sharded"`.
+        world_size: ranks.
 
     Returns:
         The plan; print it for a table.
@@ -228,11 +244,37 @@ def plan(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     names, sizes = tuple(name for name, _ in named), tuple(p.numel() for _, p in named)
     dtype = state_dtype([p for _, p in named])
-    n = sum(sizes)
-    history = 2 * history_size * n * (history_dtype or dtype).itemsize
-    vectors = (4 + (momentum != 0)) * n * dtype.itemsize
     assigned = tuple(assign_blocks(blocks, names, sizes))
-    return BlockPlan(names, sizes, assigned, history_size, vectors + history, history)
+    made = BlockPlan(names, sizes, assigned, history_size, 0, 0)
+    kept, owners = _kept(made.block_sizes, distribution, world_size)
+    most = max(kept, default=sum(sizes))
+    history_bytes = 2 * history_size * most * (history_dtype or dtype).itemsize
+    vectors = (4 + (momentum != 0)) * most * dtype.itemsize
+    return replace(
+        made,
+        state_bytes=vectors + history_bytes,
+        history_bytes=history_bytes,
+        kept=kept,
+        owners=owners,
+    )
+
+
+def _kept(
+    sizes: Sequence[int], distribution: str, world_size: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What each rank keeps, and which rank owns each block."""
+    if distribution not in DISTRIBUTIONS:
+        known = ", ".join(repr(name) for name in DISTRIBUTIONS)
+        raise ValueError(f"Invalid distribution: {distribution!r} (one of {known})")
+    if world_size < 1:
+        raise ValueError(f"Invalid world_size: {world_size} (at least 1)")
+    if distribution == "blocks":
+        owners = owners_of_blocks(sizes, world_size)
+        ranges = ranges_of_owners(sizes, owners, world_size)
+        return tuple(map(len, ranges)), tuple(owners)
+    if distribution == "sharded":
+        return tuple(map(len, even_ranges(sum(sizes), world_size))), ()
+    return (), ()
 
 
 def state_dtype(params: Sequence[Tensor]) -> torch.dtype:

@@ -1,11 +1,20 @@
 """Several ranks against one process: real gloo processes, see `tests.gloo`."""
 
 import copy
+import pickle
+from collections import Counter
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from mlbfgs import MLBFGS, SLIMQN
 from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state
@@ -460,7 +469,7 @@ def ddp_and_fsdp(rank, folder):
     restored(model, optimizer)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.distributed.tensor.distribute_tensor(weights[name], p.device_mesh))
+            p.copy_(distribute_tensor(weights[name], p.device_mesh))
     found["fsdp, restored"] = train(model, optimizer, share, SAVED + 1)
 
     model = DistributedDataParallel(make_model())
