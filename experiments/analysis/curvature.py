@@ -3,6 +3,10 @@
 Symbols: curvature ratio μ = sᵀy/sᵀs before and after damping; gamma, the initial inverse-Hessian
 scale; direction d = H g, before the learning rate. If cos(d, g) is close to 1, the optimizer is
 gradient descent with momentum and another step length, whatever its name.
+
+The words have thresholds, all of them here: `PARALLEL` and `OBLIQUE` for the median of cos(d, g)
+(an angle below 18 degrees, and one of at most 60), `GROWTH` for the factor between the γ of the
+first and of the last pair from which on its change is worth a word.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from experiments.analysis.runs import FloatArray, Run, series
 
 PARALLEL = 0.95
 OBLIQUE = 0.5
+GROWTH = 1.5
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,10 @@ class CurvatureSummary:
         gamma: median of gamma.
         mu: median of μ before damping.
         mu_damped: median of μ after damping, which the constant part of it (1 - τ0) moves too.
+        gamma_first: median of γ at the first pair.
+        gamma_last: median of γ at the last pair.
+        control: the setting `direction` where it is a control: d is then not H g.
+        cosine_not_taken: median of cos(H g, g) of such a control.
     """
 
     records: int
@@ -46,6 +55,10 @@ class CurvatureSummary:
     gamma: float
     mu: float
     mu_damped: float
+    gamma_first: float
+    gamma_last: float
+    control: str
+    cosine_not_taken: float
 
     def words(self) -> str:
         """One sentence on what the curvature did."""
@@ -55,6 +68,11 @@ class CurvatureSummary:
         ]
         if self.accepted_percent < 100:
             parts.append(f"{_percent(100 - self.accepted_percent)} of pairs were refused")
+        if self._gamma_changed():
+            parts.append(
+                f"γ went from {self.gamma_first:.2g} at the first pair to {self.gamma_last:.2g} at "
+                f"the last (medians): a step length that changes by itself"
+            )
         if np.isnan(self.cosine):
             return "; ".join([*parts, "no direction was recorded"])
         parts.append(f"|d|/|g| {self.length_ratio:.3g} (median)")
@@ -62,7 +80,18 @@ class CurvatureSummary:
             parts.append(f"{_percent(self.uphill_percent)} of directions point uphill")
         return f"{'; '.join(parts)}; cos(d, g) {self.cosine:.2f} (median): {self._likeness()}"
 
+    def _gamma_changed(self) -> bool:
+        if not (self.gamma_first > 0 and self.gamma_last > 0):  # false for NaN too
+            return False
+        factor = self.gamma_last / self.gamma_first
+        return factor >= GROWTH or factor <= 1 / GROWTH
+
     def _likeness(self) -> str:
+        if self.control:
+            return (
+                f"the gradient's own direction, by direction={self.control}; H g, not taken, has "
+                f"cos(H g, g) {self.cosine_not_taken:.2f}"
+            )
         if self.cosine >= PARALLEL:
             return "close to scaled momentum SGD"
         if self.cosine >= OBLIQUE:
@@ -87,7 +116,33 @@ def summarise_curvature(group: Group) -> CurvatureSummary | None:
         gamma=_median(series(records, "gamma")),
         mu=_median(series(records, "mu")),
         mu_damped=_median(series(records, "mu_damped")),
+        gamma_first=_gamma_at(group, 0),
+        gamma_last=_gamma_at(group, -1),
+        control=_control(group),
+        cosine_not_taken=_median(series(records, "cos_hessian_gradient")),
     )
+
+
+def is_control(group: Group) -> bool:
+    """Whether the group's direction is the gradient's own, by its settings or without curvature."""
+    return _control(group) != "" or not any(run.curvature for run in group.ended)
+
+
+def _control(group: Group) -> str:
+    """The setting `direction` of a quasi-Newton group; "" where it is H g."""
+    direction = group.runs[0].config.get("optimizer", {}).get("direction", "hessian")
+    return "" if direction == "hessian" else str(direction)
+
+
+def _gamma_at(group: Group, place: int) -> float:
+    """Median over seeds and blocks of γ at the first (0) or last (-1) pair of each run."""
+    values = []
+    for run in group.ended:
+        accepted = [record for record in run.curvature if record.get("accepted")]
+        if accepted:
+            step = accepted[place]["step"]
+            values += [record for record in accepted if record["step"] == step]
+    return _median(series(values, "gamma"))
 
 
 def trace(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

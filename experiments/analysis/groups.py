@@ -129,9 +129,27 @@ class Results:
         """The groups of an arm or optimizer: none, one, or one per config."""
         return tuple(group for group in self.groups if group.contestant == contestant)
 
+    def role(self, role: str, default: str | None = None) -> str | None:
+        """Name of the contestant that plays a part, from `experiment.<role>` of the configs.
+
+        Args:
+            role: `baseline` (what speed-ups and gains are over) or `subject` (what the experiment
+                is about).
+            default: where the configs name none, or disagree.
+        """
+        runs = [run for group in self.groups for run in group.runs]
+        named = {run.config.get("experiment", {}).get(role) for run in runs}
+        (name,) = named if len(named) == 1 else (None,)
+        return default if name is None else str(name)
+
     def baseline(self) -> Group | None:
-        """The group of SGD, if there is exactly one."""
-        groups = self.of_contestant("sgd")
+        """The group of the baseline, SGD unless the configs name another, if it is one group."""
+        groups = self.of_contestant(self.role("baseline", "sgd") or "")
+        return groups[0] if len(groups) == 1 else None
+
+    def subject(self) -> Group | None:
+        """The group that the experiment is about, if the configs name one and it is one group."""
+        groups = self.of_contestant(self.role("subject") or "")
         return groups[0] if len(groups) == 1 else None
 
     def values(self, group: Group, measure: str) -> dict[int, float]:

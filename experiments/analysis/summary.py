@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims, settling_commands
+from experiments.analysis.contrasts import gain_lines
 from experiments.analysis.curvature import summarise_curvature
 from experiments.analysis.curves import curves_csv
 from experiments.analysis.groups import Results, group_runs
@@ -48,6 +49,7 @@ class Summary:
         blocks: list[str] = []
         for results in self.results:
             blocks += [table.terminal() for table in result_tables(results)]
+            blocks += _bullets("Gain", gain_lines(results))
             blocks += _bullets("Curvature", curvature_lines(results))
             blocks += _bullets("About the runs", results.problems)
         if self.verdicts:
@@ -66,6 +68,7 @@ class Summary:
             for path in self.paths:
                 if path.suffix == ".svg" and path.stem.endswith(f"-{results.scale}"):
                     blocks.append(f"![{path.stem}, {results.scale} scale]({path.name})\n")
+            blocks += _markdown_list("Gain", gain_lines(results))
             blocks += _markdown_list("Curvature", curvature_lines(results))
             blocks += _markdown_list("About the runs", results.problems)
         blocks.append("## Paper and ours\n")

@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from experiments.analysis import quantities
 from experiments.analysis.claims import OURS
+from experiments.analysis.contrasts import LOSS, TOP1, difference, share_of_gain
 from experiments.analysis.groups import Group, Results, display_name
 from experiments.analysis.measures import measure_named
 from experiments.analysis.statistics import Comparison, Estimate, compare
@@ -97,7 +98,9 @@ def result_tables(results: Results) -> tuple[Table, ...]:
     def speedup(header: str, measure: str) -> _Column:
         return _Column(header, 15, lambda group: _speedup_cell(results, group, measure))
 
-    return (
+    over = results.role("baseline")
+    base = "SGD" if over is None else display_name(over)
+    tables = (
         table(
             f"Accuracy and loss ({where}; mean ± half width of the 95 % t-interval)",
             (
@@ -112,8 +115,8 @@ def result_tables(results: Results) -> tuple[Table, ...]:
             (
                 estimated("steps to target", "steps_to_target", 14),
                 estimated("seconds to target", "seconds_to_target", 14),
-                speedup("speed-up over SGD, steps", "steps_to_target"),
-                speedup("speed-up over SGD, seconds", "seconds_to_target"),
+                speedup(f"speed-up over {base}, steps", "steps_to_target"),
+                speedup(f"speed-up over {base}, seconds", "seconds_to_target"),
             ),
             label_width=13,
         ),
@@ -124,6 +127,25 @@ def result_tables(results: Results) -> tuple[Table, ...]:
                 estimated("optimizer's share, %", "optimizer_share"),
                 estimated("peak memory, MiB", "peak_memory"),
             ),
+        ),
+    )
+    subject = results.subject()
+    if subject is None:
+        return tables
+
+    def minus_subject(header: str, measure: str) -> _Column:
+        return _Column(header, 24, lambda group: _difference_cell_of(results, group, measure))
+
+    return (
+        *tables,
+        table(
+            f"Difference to {subject.label} ({where}; paired by seed, 95 % interval of the mean)",
+            (
+                minus_subject("final top-1, points", TOP1),
+                minus_subject("final train loss", LOSS),
+                _Column("share of its gain", 10, lambda group: _share_cell(results, group)),
+            ),
+            label_width=28,
         ),
     )
 
@@ -177,7 +199,7 @@ def results_csv(all_results: Sequence[Results]) -> str:
                     _bare(bounds.low if bounds else None),
                     _bare(bounds.high if bounds else None),
                 ]
-                row += [ratio.reason if ratio else "no single group of SGD"]
+                row += [ratio.reason if ratio else "no single group of the baseline"]
             rows.append(row)
     return write_csv(header, rows)
 
@@ -212,7 +234,7 @@ def estimate_of(results: Results, group: Group, measure: str) -> Estimate:
 
 
 def speedup_over_sgd(results: Results, group: Group, measure: str) -> Comparison | None:
-    """SGD's time over the group's, paired by seed; None without exactly one group of SGD."""
+    """The baseline's time over the group's, paired by seed; None without one group of it."""
     baseline = results.baseline()
     if baseline is None:
         return None
@@ -251,9 +273,24 @@ def _speedup_cell(results: Results, group: Group, measure: str) -> str:
         return "1 (by definition)"
     ratio = speedup_over_sgd(results, group, measure)
     if ratio is None:
-        count = len(results.of_contestant("sgd"))
-        return "no SGD run" if count == 0 else "several SGD configs"
+        name = results.role("baseline", "sgd") or ""
+        few = len(results.of_contestant(name)) == 0
+        return f"no {display_name(name)} run" if few else f"several {display_name(name)} configs"
     return quantities.comparison(ratio, "ratio")
+
+
+def _difference_cell_of(results: Results, group: Group, measure: str) -> str:
+    subject = results.subject()
+    assert subject is not None
+    if group is subject:
+        return "0 (by definition)"
+    kind = measure_named(measure).kind
+    return quantities.comparison(difference(results, group, subject, measure), kind)
+
+
+def _share_cell(results: Results, group: Group) -> str:
+    share = share_of_gain(results, group)
+    return quantities.NOTHING if share is None else f"{100 * share:.0f} %"
 
 
 def _effect_in_words(verdict: Verdict) -> str:

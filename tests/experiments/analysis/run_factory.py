@@ -33,6 +33,7 @@ class FakeRun:
     curvature: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, float] = field(default_factory=dict)
     arm: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
     numerics_version: int | None = None
 
     @property
@@ -44,6 +45,7 @@ class FakeRun:
                 "name": self.experiment,
                 "target": self.target and dict(self.target),
                 **({"arm": self.arm} if self.arm else {}),
+                **self.roles,
             },
             "optimizer": {"name": self.optimizer, **self.settings},
             "scale": {"name": self.scale},
