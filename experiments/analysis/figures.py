@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
     """
     paths: list[Path] = []
     with _style():
-        figure = training_figure(results)
-        if figure is not None:
-            paths += _save(figure, out_dir / f"curves-{results.scale}")
+        for name, part in _parts(results).items():
+            figure = training_figure(part)
+            if figure is not None:
+                paths += _save(figure, out_dir / f"{name}-{results.scale}")
         figure = curvature_figure(results)
         if figure is not None:
             paths += _save(figure, out_dir / f"curvature-{results.scale}")
@@ -130,6 +132,17 @@ def curvature_figure(results: Results) -> Figure | None:
     )
     _finish(figure, _title(results, groups), caption, grid[0][0])
     return figure
+
+
+def _parts(results: Results) -> dict[str, Results]:
+    """What each figure of curves shows: all contestants, or those that the configs name for it."""
+    parts = {
+        f"curves-{name}": replace(
+            results, groups=tuple(g for g in results.groups if g.contestant in shown)
+        )
+        for name, shown in results.figures().items()
+    }
+    return {name: part for name, part in parts.items() if part.groups} or {"curves": results}
 
 
 @contextmanager

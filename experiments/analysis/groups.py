@@ -142,6 +142,15 @@ class Results:
         (name,) = named if len(named) == 1 else (None,)
         return default if name is None else str(name)
 
+    def figures(self) -> dict[str, list[str]]:
+        """Contestants of each figure, from `experiment.figures`; empty where the configs have none.
+
+        Of configs that disagree (the entry was changed between two runs) any will do.
+        """
+        runs = (run for group in self.groups for run in group.runs)
+        entries = [run.config.get("experiment", {}).get("figures") for run in runs]
+        return next((dict(entry) for entry in entries if entry), {})
+
     def baseline(self) -> Group | None:
         """The group of the baseline, SGD unless the configs name another, if it is one group."""
         groups = self.of_contestant(self.role("baseline", "sgd") or "")

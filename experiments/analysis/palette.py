@@ -37,7 +37,7 @@ _OTHERS = (
     Look("#CC79A7", "p"),
     Look("#000000", "*"),
 )
-# No marker of a named optimizer. 8 markers and 7 colours: 56 pairs before one comes again.
+# No marker of a named optimizer.
 _ARM_MARKERS = ("<", ">", "h", "p", "*", "8", "d", "H")
 # Several configs of one contestant share its colour and differ in the line.
 LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
@@ -62,8 +62,11 @@ def look(contestant: str, experiment: str = "") -> Look:
         return LOOKS[contestant]
     own = [name for name in arms(experiment) if name not in LOOKS]
     if contestant in own:
-        place, colours = own.index(contestant), [entry.colour for entry in LOOKS.values()]
-        return Look(colours[place % len(colours)], _ARM_MARKERS[place % len(_ARM_MARKERS)])
+        # Not the colour of an optimizer that takes part itself, as long as enough are left.
+        free = [entry.colour for name, entry in LOOKS.items() if name not in arms(experiment)]
+        colours = free if len(free) >= 4 else [entry.colour for entry in LOOKS.values()]
+        round_, place = divmod(own.index(contestant), len(colours))
+        return Look(colours[place], _ARM_MARKERS[(round_ + place) % len(_ARM_MARKERS)])
     return _OTHERS[zlib.crc32(contestant.encode()) % len(_OTHERS)]
 
 

@@ -33,7 +33,7 @@ class FakeRun:
     curvature: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, float] = field(default_factory=dict)
     arm: str = ""
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, Any] = field(default_factory=dict)
     numerics_version: int | None = None
 
     @property

@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.image import imread
 from run_factory import FakeRun, curvature_record, write_runs
 
@@ -13,7 +14,7 @@ from experiments.analysis import figures, palette
 from experiments.analysis.curvature import summarise_curvature, trace
 from experiments.analysis.groups import group_runs
 from experiments.analysis.runs import load_runs
-from experiments.contestants import arms
+from experiments.contestants import CONFIG_DIR, arms
 
 
 def results_of(tmp_path, *runs):
@@ -83,11 +84,31 @@ def test_no_records_no_figure(tmp_path):
     assert figures.curvature_figure(results) is None
 
 
-def test_every_arm_of_an_experiment_has_its_own_look():
-    names = [*palette.LOOKS, *arms("controls")]
-    looks = {palette.look(name, "controls") for name in names}
-    assert len(looks) == len(set(names)) > len(palette.LOOKS)
-    assert palette.look("mlbfgs", "controls") == palette.look("mlbfgs")
+@pytest.mark.parametrize("experiment", ["controls", "deviations", "released"])
+def test_every_arm_of_an_experiment_has_its_own_look(experiment):
+    names = {*palette.LOOKS, *arms(experiment)}
+    looks = {palette.look(name, experiment) for name in names}
+    assert len(looks) == len(names) > len(palette.LOOKS)
+    assert palette.look("mlbfgs", experiment) == palette.look("mlbfgs")
+
+
+def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
+    entry = {"figures": {"slow": ["a", "b"], "none": ["z"]}}
+    lrs = {"a": 0.1, "b": 0.2, "c": 0.3}
+    runs = [FakeRun(arm=arm, settings={"lr": lr}, roles=entry) for arm, lr in lrs.items()]
+    results = results_of(tmp_path, *runs)
+    paths = figures.write_figures(results, tmp_path)
+    assert {path.name for path in paths} == {"curves-slow-reduced.svg", "curves-slow-reduced.png"}
+    text = (tmp_path / "curves-slow-reduced.svg").read_text()
+    assert "a (n = 1)" in text and "b (n = 1)" in text and "c (n = 1)" not in text
+
+
+def test_figures_of_the_controls_name_arms_and_leave_none_out():
+    entry = yaml.safe_load((CONFIG_DIR / "experiment/controls.yaml").read_text())["experiment"]
+    shown = [name for names in entry["figures"].values() for name in names]
+    assert set(shown) == set(arms("controls"))
+    assert max(map(len, entry["figures"].values())) <= 8
+    assert {entry["baseline"], entry["subject"]} <= set(shown)
 
 
 def test_looks_are_distinct_and_stable():
