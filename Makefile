@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost reproduce-controls reproduce-released reproduce-deviations documents clean
+.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: bench-optimizer bench-cost ## all benchmarks
+bench: bench-optimizer bench-cost bench-distributed ## all benchmarks
 
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
@@ -51,6 +51,9 @@ reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against contro
 
 bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward and backward pass (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_cost
+
+bench-distributed: $(STAMP) ## what each rank keeps and what ranks tell each other, at 1, 2 and 4 ranks (about 5 minutes)
+	$(BIN)/python -m experiments.benchmarks.distributed
 
 reproduce-released: SCALE = reduced
 reproduce-released: $(STAMP) ## the released code's departures, switched on and off one at a time (SCALE=reduced, JOBS=1)
