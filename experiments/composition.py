@@ -123,7 +123,8 @@ def refuse_unknown_keys(config: DictConfig) -> None:
 
 
 def _groups() -> list[str]:
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+    # What is searched is read by experiments.tune; it is no part of a run's config.
+    return sorted(p.name for p in CONFIG_DIR.iterdir() if p.is_dir() and p.name != "tune")
 
 
 def recipe_note(config: DictConfig) -> str | None:

@@ -32,11 +32,12 @@ from experiments.progress import Progress
 from experiments.replay import fill, missing_source
 from experiments.run_directory import read_status
 from experiments.spec import RunSpec
+from experiments.tuning.chosen import Chosen
 
 logger = logging.getLogger(__name__)
 
 # Overrides that would make the runs others than the options say, and what to write instead.
-_OPTION_OF = {
+OPTION_OF = {
     "experiment": "the first argument",
     "optimizer": "--optimizers",
     "arm": "--arms",
@@ -76,6 +77,7 @@ class Campaign:
         scale: full, reduced or smoke.
         results_dir: where `runs/` and `summary/` are.
         overrides: further Hydra overrides, the same for all runs.
+        tuned: settings that a search chose, for each optimizer; they win over the recipe.
     """
 
     experiment: str
@@ -85,6 +87,7 @@ class Campaign:
     scale: str
     results_dir: Path
     overrides: tuple[str, ...] = ()
+    tuned: Chosen | None = None
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -96,7 +99,10 @@ class Campaign:
 
     def arguments(self, choice: str) -> list[str]:
         """Hydra overrides of one contestant's runs, without the seed and the results directory."""
-        return [f"experiment={self.experiment}", choice, f"scale={self.scale}", *self.overrides]
+        group, _, name = choice.partition("=")
+        tuned = self.tuned.overrides(name) if self.tuned and group == "optimizer" else ()
+        first = [f"experiment={self.experiment}", choice, f"scale={self.scale}"]
+        return [*first, *tuned, *self.overrides]
 
     def compose(self) -> Plan:
         """Compose every run, seed by seed, so that a part of a campaign compares as well.
@@ -127,7 +133,8 @@ class Campaign:
     @property
     def summary_dir(self) -> Path:
         """Where the judgement goes; one folder for each scale, since scales are never mixed."""
-        return self.results_dir / "summary" / f"{self.experiment}-{self.scale}"
+        tuned = "-tuned" if self.tuned else ""
+        return self.results_dir / "summary" / f"{self.experiment}-{self.scale}{tuned}"
 
 
 def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
@@ -289,6 +296,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", help="comma-separated; default: all of the experiment")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default: 0,1,2")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
+    parser.add_argument(
+        "--tuned", type=Path, help="chosen.yaml of experiments.tune: settings in place of recipes'"
+    )
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
     shown = parser.add_mutually_exclusive_group()
@@ -312,17 +322,24 @@ def _campaign(arguments: argparse.Namespace) -> Campaign:
         raise UserError(f"--jobs {arguments.jobs} must be at least 1")
     for item in arguments.overrides:
         key = item.lstrip("+~").split("=", 1)[0]
-        if key in _OPTION_OF:
-            raise UserError(f"{item}: write {_OPTION_OF[key]} instead of this override")
+        if key in OPTION_OF:
+            raise UserError(f"{item}: write {OPTION_OF[key]} instead of this override")
     optimizers, chosen_arms = _contestants(arguments)
+    seeds = seeds_of(arguments.seeds)
+    tuned = None if arguments.tuned is None else Chosen.load(arguments.tuned)
+    if tuned is not None:
+        tuned.check(arguments.experiment, seeds)
+        if chosen_arms:
+            raise UserError(f"--tuned has settings of optimizers, not of arms: {chosen_arms[0]!r}")
     return Campaign(
         experiment=arguments.experiment,
         optimizers=optimizers,
         arms=chosen_arms,
-        seeds=_seeds(arguments.seeds),
+        seeds=seeds,
         scale=arguments.scale,
         results_dir=arguments.results_dir,
         overrides=tuple(arguments.overrides),
+        tuned=tuned,
     )
 
 
@@ -341,14 +358,14 @@ def _contestants(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[
             )
         return found
     return (
-        tuple(_split(arguments.optimizers, "--optimizers"))
+        tuple(split_list(arguments.optimizers, "--optimizers"))
         if arguments.optimizers is not None
         else (),
-        tuple(_split(arguments.arms, "--arms")) if arguments.arms is not None else (),
+        tuple(split_list(arguments.arms, "--arms")) if arguments.arms is not None else (),
     )
 
 
-def _split(text: str, option: str) -> list[str]:
+def split_list(text: str, option: str) -> list[str]:
     """Split a comma-separated list and refuse an empty or a double entry."""
     entries = [entry.strip() for entry in text.split(",")]
     if "" in entries or len(set(entries)) < len(entries):
@@ -356,8 +373,9 @@ def _split(text: str, option: str) -> list[str]:
     return entries
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    entries = _split(text, "--seeds")
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read a comma-separated list of seeds."""
+    entries = split_list(text, "--seeds")
     if not all(entry.isdecimal() for entry in entries):
         raise UserError(f"--seeds {text!r} must be whole numbers of at least 0: 0,1,2")
     return tuple(int(entry) for entry in entries)

@@ -29,7 +29,9 @@ class Terminal(io.StringIO):
 
 
 def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> None:
-    assert optimizers_with_recipe("digits_mlp") == ("sgd", "adam", "slbfgs", "slimqn", "mlbfgs")
+    assert optimizers_with_recipe("digits_mlp") == (
+        *("sgd", "adam", "kfac", "slbfgs", "slimqn", "mlbfgs"),
+    )
     assert optimizers_with_recipe("cifar10_resnet18_slimqn") == ("sgd", "slimqn")
 
 

@@ -1,0 +1,177 @@
+"""Search the settings of every optimizer with the same budget, on held-out training images.
+
+    python -m experiments.tune digits_mlp --optimizers sgd,mlbfgs --trials 10 --jobs 2
+    python -m experiments.reproduce digits_mlp --tuned results/tuning/digits_mlp-full/chosen.yaml
+
+The runs of the trials are ordinary run directories in results/tuning/<experiment>-<scale>/; what is
+finished is found there and not repeated, so the same command, typed again, goes on where a killed
+one was, with the same trials.
+
+Exit code 0: all trials ended; 1: a run crashed; 2: something that the user wrote will not do, told
+in one line; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.contestants import optimizers_with_recipe, options
+from experiments.errors import UserError, nearest
+from experiments.reproduce import OPTION_OF, run_missing, seeds_of, split_list
+from experiments.run_directory import read_status
+from experiments.tuning.report import write_report
+from experiments.tuning.space import GROUP, check_seeds, read_space
+from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what follows the command's name; that of this process by default.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    command = _parser().parse_intermixed_args(arguments)
+    try:
+        search = _search(command)
+        if command.status or command.plan:
+            print(known_trials(search, missing_only=command.plan))
+            return 0
+        return run(search, jobs=command.jobs)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; what is finished stays, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def run(search: Search, *, jobs: int) -> int:
+    """Make all trials, round by round, and write the report.
+
+    Returns:
+        The exit code: 0, or that of the first round in which a run crashed or could not start.
+    """
+    studies = [OptimizerStudy(search, optimizer) for optimizer in search.optimizers]
+    while trials := [trial for study in studies for trial in study.choose_round()]:
+        last = max(trial.number for trial in trials)
+        print(f"trials {trials[0].number + 1} to {last + 1} of {search.trials}, all optimizers")
+        specs = [spec for trial in trials for spec in trial.specs]
+        failed = [
+            outcome
+            for outcome in run_missing(specs, jobs=jobs)
+            if outcome.status not in ("done", "diverged")
+        ]
+        for outcome in failed:
+            print(
+                f"error: {outcome.directory} {outcome.status}: {outcome.message}", file=sys.stderr
+            )
+        if failed:
+            return 2 if all(outcome.status == "refused" for outcome in failed) else 1
+    for path in write_report(search, studies):
+        print(path)
+    return 0
+
+
+def known_trials(search: Search, *, missing_only: bool) -> str:
+    """The trials that are known by now, a line for each run; later rounds follow from them."""
+    studies = [OptimizerStudy(search, optimizer) for optimizer in search.optimizers]
+    known: list[Trial] = []
+    for study in studies:
+        while trials := study.choose_round():
+            known += trials
+            if not all(trial.finished for trial in trials):
+                break
+    finished = sum(trial.finished for trial in known)
+    total = search.trials * len(studies)
+    lines = [
+        f"{search.experiment}, scale {search.scale}, in {search.folder}: {total} trials of "
+        f"{len(search.seeds)} runs, {finished} finished, {len(known) - finished} to run now, "
+        f"{total - len(known)} to be chosen after them"
+    ]
+    for trial in known:
+        if missing_only and trial.finished:
+            continue
+        for spec in trial.specs:
+            status = read_status(spec.directory)
+            state = "missing" if status is None else status.status
+            lines.append(f"  {state:<9} trial {trial.number:>3}  {spec.directory}")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.tune",
+        description="Search every optimizer's settings with the same budget, on held-out images.",
+    )
+    parser.add_argument("experiment", help=f"one of {', '.join(options('experiment'))}")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all runs: key=value")
+    parser.add_argument("--space", default="learning_rate", help="a file of configs/tune")
+    parser.add_argument("--optimizers", help="comma-separated; default: all that have a recipe")
+    parser.add_argument("--trials", type=int, help="for every optimizer; default: the space's")
+    parser.add_argument("--seeds", help="comma-separated tuning seeds; default: the space's")
+    parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
+    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--plan", action="store_true", help="print the runs that would come next")
+    shown.add_argument("--status", action="store_true", help="print how far each run is")
+    return parser
+
+
+def _search(command: argparse.Namespace) -> Search:
+    """Check the command line.
+
+    Raises:
+        UserError: a name or a number will not do.
+    """
+    if command.experiment not in options("experiment"):
+        known = nearest(command.experiment, options("experiment"))
+        raise UserError(f"experiment {command.experiment!r} does not exist; {known}")
+    space = read_space(command.space)
+    seeds = space.rules.seeds if command.seeds is None else seeds_of(command.seeds)
+    check_seeds(seeds, space.rules.reporting_seeds)
+    trials = space.rules.trials if command.trials is None else command.trials
+    for option, value in (("--trials", trials), ("--jobs", command.jobs)):
+        if value < 1:
+            raise UserError(f"{option} {value} must be at least 1")
+    optimizers = optimizers_with_recipe(command.experiment)
+    if command.optimizers is not None:
+        optimizers = tuple(split_list(command.optimizers, "--optimizers"))
+    if not optimizers:
+        raise UserError(f"experiment {command.experiment} has no recipes: name --optimizers")
+    for name in optimizers:
+        if name not in space.search:
+            where = f"configs/{GROUP}/{space.name}.yaml"
+            raise UserError(f"{where} searches no {name!r}; {nearest(name, space.search)}")
+    _check_overrides(command.overrides, {key for name in optimizers for key in space.search[name]})
+    return Search(
+        space=space,
+        experiment=command.experiment,
+        scale=command.scale,
+        optimizers=optimizers,
+        seeds=seeds,
+        trials=trials,
+        folder=command.results_dir / "tuning" / f"{command.experiment}-{command.scale}",
+        overrides=with_holdout(space, command.experiment, command.overrides),
+    )
+
+
+def _check_overrides(overrides: Sequence[str], searched: set[str]) -> None:
+    for item in overrides:
+        key = item.lstrip("+~").split("=", 1)[0]
+        if key in OPTION_OF:
+            raise UserError(f"{item}: write {OPTION_OF[key]} instead of this override")
+        if key in searched:
+            raise UserError(f"{item}: {key} is what is searched; give another space with --space")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
