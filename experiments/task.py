@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from experiments.data import Batch, Data, build_data
 from experiments.data.randomness import stream
 from experiments.errors import UserError
+from experiments.feasibility import check_memory, check_pairs
 from experiments.models import build_model
 from experiments.optimizers import build_optimizer
 from experiments.passes import NeedsPasses, Passes
@@ -73,6 +74,13 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
     ).to(device)
     memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
     model = model.to(memory_format=memory_format)
+    check_pairs(
+        config.optimizer,
+        steps=train.epochs * data.batches_per_epoch,
+        steps_per_epoch=data.batches_per_epoch,
+        scale=spec.scale,
+    )
+    check_memory(config.optimizer, model, device)
     if train.get("sync_batchnorm", False):
         synchronise_batchnorm(model, ranks)
     if not ranks.leads:  # what is drawn in training is drawn anew for each rank's images
