@@ -109,7 +109,7 @@ def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
         grouped(tmp_path)
 
 
-@pytest.mark.parametrize("status", ["running", "crashed", "timeout", "diverged"])
+@pytest.mark.parametrize("status", ["running", "refused", "crashed", "timeout", "diverged"])
 def test_every_run_that_is_not_done_is_reported(tmp_path, status):
     write_runs(tmp_path, FakeRun(seed=0), FakeRun(seed=1, status=status, message="because"))
     (results,) = grouped(tmp_path)
