@@ -19,7 +19,8 @@ class Outcome:
 
     Attributes:
         directory: the run directory.
-        status: the run's status; `refused` also where it never got a directory, `planned` where it was only to be shown, `submitted` where a scheduler has it.
+        status: the run's status; `refused` also where it never got a directory, `planned` where it
+            was only to be shown, `submitted` where a scheduler has it.
         message: one line for people; for `planned` the command.
         repeated: the run was finished before, so nothing was trained.
     """

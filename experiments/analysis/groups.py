@@ -41,6 +41,9 @@ LATER_KEYS: dict[str, Any] = {
     "optimizer.variant": "paper",
     "optimizer.direction": "hessian",
     "dataset.holdout": None,
+    "train.micro_batch": None,
+    "train.sync_batchnorm": False,
+    "optimizer.distribution": "replicated",
 }
 # Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
