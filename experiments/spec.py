@@ -41,6 +41,10 @@ COSMETIC_KEYS = (
     "dataset.root",
     "dataset.cache_dir",
     "dataset.download",
+    "dataset.val_labels",
+    # A batch does not depend on who loads it, and the limit only says when to give up.
+    "dataset.workers",
+    "dataset.max_unreadable",
     # Device and threads change the rounding, not the experiment, and `auto` depends on the host,
     # on which no key may depend; meta.json records what was used.
     "train.device",

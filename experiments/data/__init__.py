@@ -1,7 +1,7 @@
 """Data sets, augmentation and batches; `build_data` is the way in.
 
-The images of a data set stay in memory, on the training device, as raw pixels; a batch is cropped,
-mirrored and normalised when it is asked for.
+The images of a small data set stay in memory, on the training device, as raw pixels; a batch is
+cropped, mirrored and normalised when it is asked for. Those of ImageNet are read meanwhile.
 """
 
 from __future__ import annotations
@@ -39,7 +39,18 @@ def build_data(
         UserError: a setting that makes no sense; data that are absent, incomplete or corrupt.
     """
     settings: InputSettings
-    if node_name(cfg, "dataset", ["digits", *cifar.VERSIONS]) == "digits":
+    name = node_name(cfg, "dataset", ["digits", "imagenet", *cifar.VERSIONS])
+    if name == "imagenet":
+        from experiments.data import imagenet  # only here: it imports torchvision, which takes long
+
+        return imagenet.build(
+            read_dataset(imagenet.ImageNetSettings, cfg),
+            batch_size=batch_size,
+            seed=seed,
+            device=torch.device(device),
+            part=part,
+        )
+    if name == "digits":
         settings = read_dataset(InputSettings, cfg)
         raw = digits.load()
     else:

@@ -138,12 +138,22 @@ class Normalise:
             pixel_max: the raw value that stands for 1.
             device: where the batches are.
         """
-        mean64, std64 = (
-            torch.tensor(x, dtype=torch.float64).view(1, -1, 1, 1) for x in (mean, std)
-        )
+        mean64, std64 = (torch.tensor(x, dtype=torch.float64) for x in (mean, std))
         self.scale = (1 / (pixel_max * std64)).to(device, torch.float32)
         self.shift = (-mean64 / std64).to(device, torch.float32)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(b, C, H, W) uint8 to float32."""
-        return images.to(torch.float32).mul_(self.scale).add_(self.shift)
+        scale, shift = self.scale.view(1, -1, 1, 1), self.shift.view(1, -1, 1, 1)
+        return images.to(torch.float32).mul_(scale).add_(shift)
+
+    def channels_last(self, images: Tensor) -> Tensor:
+        """(b, H, W, C) uint8 to (b, C, H, W) float32 in torch's memory format channels_last.
+
+        The numbers of a line of pixels are one dimension meanwhile: torch's loops over three
+        channels only would take twice as long on a CPU.
+        """
+        width = images.shape[2]
+        lines = images.flatten(2).to(torch.float32)
+        lines.mul_(self.scale.repeat(width)).add_(self.shift.repeat(width))
+        return lines.view(images.shape).permute(0, 3, 1, 2)

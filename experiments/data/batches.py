@@ -19,7 +19,7 @@ from torch import Tensor
 from experiments.data.augment import Draws, Normalise, draw, flip_and_crop
 from experiments.data.part import WHOLE, Part
 from experiments.data.randomness import stream
-from experiments.data.settings import InputSettings
+from experiments.data.settings import BaseSettings, InputSettings
 from experiments.errors import UserError
 
 
@@ -81,10 +81,10 @@ def balanced(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]
 
     The sizes of the classes differ by at most one (as long as no class is used up).
     """
+    by_class = np.argsort(labels, kind="stable")
+    _, firsts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
     place_in_class = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        place_in_class[members] = np.arange(len(members))
+    place_in_class[by_class] = np.arange(len(labels)) - np.repeat(firsts, sizes)
     return np.sort(np.lexsort((labels, place_in_class))[:count])
 
 
@@ -137,10 +137,11 @@ class InMemoryData:
         self.num_classes = raw.num_classes
         self.input_shape = (channels, height, width)
         self.train_size, self.test_size = len(train), len(test)
-        _check_fit(settings, self.input_shape, batch_size, self.train_size)
+        check_fit(settings, channels, batch_size, self.train_size)
+        _check_padding(settings, height, width)
         full, rest = divmod(self.train_size, batch_size)
         self.batches_per_epoch = full + (1 if rest and not settings.drop_last else 0)
-        _check_parts(part.count, self.train_size, self.batches_per_epoch, batch_size)
+        check_parts(part.count, self.train_size, self.batches_per_epoch, batch_size)
 
         self._seed, self._device, self._settings = seed, device, settings
         self._batch_size, self._part = batch_size, part
@@ -228,15 +229,20 @@ def _limited(images: ImageSet, limit: int | None, split: str) -> ImageSet:
     """At most `limit` images."""
     if limit is None:
         return images
-    if limit > len(images):
-        raise UserError(
-            f"dataset.{split}_limit = {limit} is more than the {len(images)} {split} images; "
-            "null takes all"
-        )
+    check_limit(limit, len(images), split)
     return images.first(limit)
 
 
-def _check_parts(ranks: int, train_size: int, batches: int, batch_size: int) -> None:
+def check_limit(limit: int, count: int, split: str) -> None:
+    """Refuse `train_limit` or `test_limit` above the number of images."""
+    if limit > count:
+        raise UserError(
+            f"dataset.{split}_limit = {limit} is more than the {count} {split} images; "
+            "null takes all"
+        )
+
+
+def check_parts(ranks: int, train_size: int, batches: int, batch_size: int) -> None:
     """Check that no rank is left without an image in any batch."""
     smallest = min(batch_size, train_size - (batches - 1) * batch_size)
     if smallest < ranks:
@@ -246,10 +252,18 @@ def _check_parts(ranks: int, train_size: int, batches: int, batch_size: int) -> 
         )
 
 
-def _check_fit(
-    settings: InputSettings, shape: tuple[int, int, int], batch_size: int, train_size: int
-) -> None:
-    """Check what can only be judged once the data set is known."""
+def check_fit(settings: BaseSettings, channels: int, batch_size: int, train_size: int) -> None:
+    """Check what can only be judged once the data set is known.
+
+    Args:
+        settings: of the data set.
+        channels: of its images.
+        batch_size: images of a training batch.
+        train_size: training images.
+
+    Raises:
+        UserError: the batch size or the normalisation does not fit the data.
+    """
     if batch_size < 1:
         raise UserError(f"batch size {batch_size} must be 1 or more")
     if batch_size > train_size:
@@ -259,13 +273,16 @@ def _check_fit(
         )
     for key in ("mean", "std"):
         values = getattr(settings, key)
-        if len(values) != shape[0]:
+        if len(values) != channels:
             raise UserError(
                 f"dataset.{key} = {list(values)} has {len(values)} numbers for images of "
-                f"{shape[0]} channels (dataset.name = {settings.name})"
+                f"{channels} channels (dataset.name = {settings.name})"
             )
-    if settings.crop_padding > min(shape[1:]) // 2:
+
+
+def _check_padding(settings: InputSettings, height: int, width: int) -> None:
+    if settings.crop_padding > min(height, width) // 2:
         raise UserError(
             f"dataset.crop_padding = {settings.crop_padding} is more than half of an image of "
-            f"{shape[1]}x{shape[2]} pixels"
+            f"{height}x{width} pixels"
         )

@@ -29,12 +29,15 @@ ROWS_PER_CHUNK = 512
 SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.parquet")
 
 
-def find_splits(root: Path, name: str) -> dict[str, list[Path]] | None:
+def find_splits(
+    root: Path, name: str, test_names: Sequence[str] = ("test",)
+) -> dict[str, list[Path]] | None:
     """Find the files of both splits.
 
     Args:
         root: the data set's folder.
         name: the data set's name, which may be a subfolder's.
+        test_names: what the test images may be called; the first present one counts.
 
     Returns:
         Files of `train` and `test` in the order of their names, or None where there are none.
@@ -44,14 +47,19 @@ def find_splits(root: Path, name: str) -> dict[str, list[Path]] | None:
     """
     for subfolder in (*SUBFOLDERS, name):
         folder = root / subfolder
-        found = {split: _split_files(folder, split) for split in ("train", "test")}
+        tests = (_split_files(folder, name) for name in test_names)
+        found = {
+            "train": _split_files(folder, "train"),
+            "test": next((files for files in tests if files), []),
+        }
         if not any(found.values()):
             continue
         for split, files in found.items():
             if not files:
+                wanted = "train" if split == "train" else test_names[0]
                 raise UserError(
-                    f"{str(folder)!r} has no {split}.parquet (nor shards {split}-*.parquet), only "
-                    "the other split: half a download? Fetch the missing files"
+                    f"{str(folder)!r} has no {wanted}.parquet (nor shards {wanted}-*.parquet), "
+                    "only the other split: half a download? Fetch the missing files"
                 )
             _check_shards(files)
         return found
@@ -97,7 +105,7 @@ def read_labels(files: Sequence[Path], columns: Sequence[str]) -> npt.NDArray[np
     """
     labels = []
     for file in files:
-        parquet = _open(file)
+        parquet = open_file(file)
         column = _column(parquet, columns, file)
         values = _read(parquet, column, file)
         if not pa.types.is_integer(values.type):
@@ -140,24 +148,34 @@ def read_images(files: Sequence[Path], count: int) -> npt.NDArray[np.uint8]:
     return images
 
 
+def encoded_images(values: pa.ChunkedArray, file: Path) -> pa.ChunkedArray:
+    """The image column as bytes, out of structs {bytes, path} where it holds these.
+
+    Raises:
+        UserError: the column holds neither.
+    """
+    if pa.types.is_struct(values.type):
+        names = [field.name for field in values.type]
+        if "bytes" not in names:
+            raise UserError(
+                f"the image column of {str(file)!r} holds {values.type}, without 'bytes'"
+            )
+        values = pa.chunked_array(
+            [chunk.field("bytes") for chunk in values.chunks], type=pa.binary()
+        )
+    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        raise UserError(
+            f"the image column of {str(file)!r} holds {values.type}, not encoded images"
+        )
+    return values
+
+
 def _records(files: Sequence[Path]) -> Iterator[tuple[Path, int, list[bytes | None]]]:
     """Chunks of encoded images, each with its file and the number of its first row."""
     for file in files:
-        parquet = _open(file)
-        values = _read(parquet, _column(parquet, IMAGE_COLUMNS, file), file)
-        if pa.types.is_struct(values.type):
-            names = [field.name for field in values.type]
-            if "bytes" not in names:
-                raise UserError(
-                    f"the image column of {str(file)!r} holds {values.type}, without 'bytes'"
-                )
-            values = pa.chunked_array(
-                [chunk.field("bytes") for chunk in values.chunks], type=pa.binary()
-            )
-        if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
-            raise UserError(
-                f"the image column of {str(file)!r} holds {values.type}, not encoded images"
-            )
+        parquet = open_file(file)
+        column = image_column(parquet, file)
+        values = encoded_images(_read(parquet, column, file), file)
         for row in range(0, len(values), ROWS_PER_CHUNK):
             yield file, row, values.slice(row, ROWS_PER_CHUNK).to_pylist()
 
@@ -187,7 +205,12 @@ def _decode_chunk(
         target[index] = pixels.transpose(2, 0, 1)
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def open_file(file: Path) -> pq.ParquetFile:
+    """Open a file.
+
+    Raises:
+        UserError: it is incomplete.
+    """
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
@@ -195,6 +218,15 @@ def _open(file: Path) -> pq.ParquetFile:
             f"{str(file)!r} ({file.stat().st_size} bytes) is not a complete parquet file "
             f"({' '.join(str(error).split())}); fetch it again"
         ) from error
+
+
+def image_column(parquet: pq.ParquetFile, file: Path) -> str:
+    """The name of the column with the images.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _column(parquet, IMAGE_COLUMNS, file)
 
 
 def _column(parquet: pq.ParquetFile, wanted: Sequence[str], file: Path) -> str:

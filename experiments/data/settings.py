@@ -11,15 +11,13 @@ from experiments.settings import Node, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSettings:
+class BaseSettings:
     """Keys of every data set.
 
     Attributes:
         name: the data set.
         mean: per channel, of pixels scaled to [0, 1].
         std: per channel, of the same.
-        crop_padding: pixels of zero padding around the image before a random crop; 0 for no crop.
-        horizontal_flip: mirror training images with probability 1/2.
         drop_last: leave out an epoch's last batch where it would be smaller.
         train_limit: train on so many images only, balanced over the classes; null for all.
         test_limit: test on so many images only; null for all. Held-out images are all used.
@@ -32,13 +30,24 @@ class InputSettings:
     name: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_padding: int
-    horizontal_flip: bool
     drop_last: bool = True
     train_limit: int | None = None
     test_limit: int | None = None
     holdout: int | None = None
     test_batch_size: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings(BaseSettings):
+    """Keys of the data sets that are held in memory.
+
+    Attributes:
+        crop_padding: pixels of zero padding around the image before a random crop; 0 for no crop.
+        horizontal_flip: mirror training images with probability 1/2.
+    """
+
+    crop_padding: int
+    horizontal_flip: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class CifarSettings(InputSettings):
     cache_dir: str | None = None
 
 
-Input = TypeVar("Input", bound=InputSettings)
+Input = TypeVar("Input", bound=BaseSettings)
 
 
 def read_dataset(kind: type[Input], node: Node) -> Input:
@@ -70,7 +79,7 @@ def read_dataset(kind: type[Input], node: Node) -> Input:
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise UserError(f"dataset.{key} = {value} must be 1 or more")
-    if settings.crop_padding < 0:
+    if isinstance(settings, InputSettings) and settings.crop_padding < 0:
         raise UserError(f"dataset.crop_padding = {settings.crop_padding} must be 0 or more")
     if not all(math.isfinite(value) for value in settings.mean):
         raise UserError(f"dataset.mean = {list(settings.mean)} must be finite numbers")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments import image_trees
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -16,3 +18,18 @@ def real_data() -> Path:
     if not (folder / "cifar10" / "train.parquet").is_file():
         pytest.skip(f"no real CIFAR-10 in {folder}/cifar10 (set MLBFGS_DATA to the folder)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_images(real_data) -> Path:
+    """A folder with original-size ImageNet images, one class folder each."""
+    folder = real_data / "imagenet-sample" / "val"
+    if not folder.is_dir():
+        pytest.skip(f"no sample of ImageNet in {folder} (set MLBFGS_DATA to the folder)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_tree(tmp_path_factory) -> Path:
+    """A small generated ImageNet; not to be changed."""
+    return image_trees.make_tree(tmp_path_factory.mktemp("images") / "tree")

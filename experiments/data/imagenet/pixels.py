@@ -1,0 +1,140 @@
+"""From an encoded image to the resized RGB pixels that augmentation starts from.
+
+JPEGs of one or three components are decoded and resized by torchvision's and torch's uint8 code,
+which is faster than Pillow's; whatever else is found under the name of an image (CMYK JPEGs, PNGs,
+16-bit images, palettes) is decoded by Pillow. The resize is bilinear with antialiasing, as
+torchvision's on a Pillow image, from which it differs by at most one level of 255 (measured).
+
+Shapes: h, w of the image; images are (h, w, 3) uint8, C-contiguous.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.io import decode_jpeg
+
+from experiments.data.imagenet.settings import Resize
+
+Pixels = npt.NDArray[np.uint8]
+
+JPEG_START = b"\xff\xd8"
+# Pillow's decoders fail in all these ways on broken input.
+PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+# Modes in which Pillow keeps more than 8 bits of a grey image.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class DecodeError(Exception):
+    """Bytes that are no image; the text says why, in one line."""
+
+
+def decode(content: bytes) -> Tensor:
+    """Decode an image to RGB.
+
+    Grey images get three equal channels, CMYK and palettes are converted, transparency is dropped,
+    16-bit images keep their upper 8 bits. The orientation that a camera noted is not applied.
+
+    Args:
+        content: the bytes of the file.
+
+    Returns:
+        (3, h, w) uint8.
+
+    Raises:
+        DecodeError: empty, truncated or corrupt, or no image.
+    """
+    if not content:
+        raise DecodeError("the file is empty")
+    if content.startswith(JPEG_START):
+        try:
+            # bytearray, because torch wants memory that may be written; the decoder only reads it
+            image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        except RuntimeError as error:
+            raise DecodeError(_reason(error)) from error
+        if len(image) == 3:
+            return image
+        if len(image) == 1:
+            return image.expand(3, -1, -1)
+    return torch.from_numpy(_decode_with_pillow(content)).permute(2, 0, 1)
+
+
+def _decode_with_pillow(content: bytes) -> Pixels:
+    try:
+        with warnings.catch_warnings():
+            # of large images, odd EXIF data and dropped transparency
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(content)) as image:
+                if image.mode in DEEP_MODES:
+                    deep = np.asarray(image).astype(np.int64)
+                    grey = np.clip(deep >> 8, 0, 255).astype(np.uint8)
+                    return np.repeat(grey[:, :, None], 3, axis=2)
+                # a copy, because Pillow's own memory may not be written
+                return np.array(image.convert("RGB"))
+    except PILLOW_ERRORS as error:
+        raise DecodeError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error in one line, without the decoder's source file."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(".cpp:", 1)[-1].lstrip("0123456789: ") if ".cpp:" in text else text
+
+
+def resized_shape(height: int, width: int, kind: Resize, size: int) -> tuple[int, int]:
+    """Height and width after the resize.
+
+    Args:
+        height: of the original.
+        width: of the original.
+        kind: `square`, to size x size whatever the aspect (as both papers print it); `shorter`,
+            the shorter side to `size`, the longer one in proportion, rounded down as torchvision
+            does.
+        size: pixels.
+    """
+    if kind == "square":
+        return size, size
+    if height <= width:
+        return size, int(size * width / height)
+    return int(size * height / width), size
+
+
+def resize(image: Tensor, height: int, width: int) -> Pixels:
+    """Resize (3, h, w) uint8 to (height, width, 3), bilinear with antialiasing."""
+    if tuple(image.shape[1:]) != (height, width):
+        image = interpolate(
+            image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
+        )[0]
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def resized_pixels(content: bytes, kind: Resize, size: int) -> Pixels:
+    """Decode an image and resize it: what both augmentation and the prepared form start from.
+
+    Raises:
+        DecodeError: see `decode`.
+    """
+    image = decode(content)
+    return resize(image, *resized_shape(image.shape[1], image.shape[2], kind, size))
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encode (h, w, 3) as a JPEG with chroma at half resolution (4:2:0), as most originals are."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+    return buffer.getvalue()
