@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.errors import UserError
 from experiments.run_directory import FINISHED, RunDirectory, Status, read_status
 from experiments.spec import RunSpec
 
 # Exit code of a worker whose run cannot start as it is configured.
 USER_ERROR = 2
-_MISTAKE = f"{UserError.__name__}: "
 
 
 @dataclass(frozen=True)
@@ -21,14 +19,14 @@ class Outcome:
 
     Attributes:
         directory: the run directory.
-        status: the run's status; `refused` where it never started because of a mistake of the
-            user, `planned` where it was only to be shown, `submitted` where a scheduler has it.
+        status: the run's status; `refused` also where it never got a directory, `planned` where it
+            was only to be shown, `submitted` where a scheduler has it.
         message: one line for people; for `planned` the command.
         repeated: the run was finished before, so nothing was trained.
     """
 
     directory: Path
-    status: Status | Literal["refused", "planned", "submitted"]
+    status: Status | Literal["planned", "submitted"]
     message: str = ""
     repeated: bool = False
 
@@ -60,11 +58,7 @@ def freeze(spec: RunSpec) -> None:
 def recorded_mistake(directory: Path) -> str | None:
     """The mistake of the user that ended a run's last attempt; None where none did."""
     recorded = read_status(directory)
-    if recorded is None or recorded.status != "crashed":
-        return None
-    if not recorded.message.startswith(_MISTAKE):
-        return None
-    return recorded.message.removeprefix(_MISTAKE)
+    return recorded.message if recorded is not None and recorded.status == "refused" else None
 
 
 def recorded_outcome(directory: Path, exit_code: int = 0) -> Outcome:

@@ -20,7 +20,7 @@ from experiments.atomic import remove_leftovers, write_atomically
 from experiments.errors import UserError
 from experiments.spec import NUMERICS_VERSION, RunSpec
 
-Status = Literal["running", "done", "diverged", "timeout", "crashed"]
+Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 FINISHED: tuple[Status, ...] = ("done", "diverged")
 
@@ -38,7 +38,8 @@ class RunStatus:
     """How far a run is.
 
     Attributes:
-        status: running, done, diverged, timeout or crashed; all but done and diverged resume.
+        status: running, done, diverged, timeout, crashed, or refused (a mistake of the user, told
+            once the directory was there); all but done and diverged resume.
         epoch: finished epochs.
         step: finished steps.
         message: one line for people; may be empty.
@@ -148,13 +149,16 @@ class RunDirectory:
             account: what lies behind it, in one line, where the error does not say so itself.
         """
         write_traceback(self.path, error)
-        self.record_failure(error, account)
+        self._write_ending("crashed", account or f"{type(error).__name__}: {error}")
 
-    def record_failure(self, error: BaseException, account: str | None = None) -> None:
-        """Write the status `crashed`, at the last epoch and step known."""
+    def record_refusal(self, error: UserError) -> None:
+        """Write the status `refused`: nothing broke, the run cannot go on as it is configured."""
+        self._write_ending("refused", str(error))
+
+    def _write_ending(self, status: Status, message: str) -> None:
+        """Write a status at the last epoch and step known."""
         epoch, step = (self.status.epoch, self.status.step) if self.status else (0, 0)
-        summary = account or " ".join(f"{type(error).__name__}: {error}".split())
-        self.write_status(RunStatus("crashed", epoch, step, summary))
+        self.write_status(RunStatus(status, epoch, step, " ".join(message.split())))
 
     def close(self) -> None:
         """Release the lock; more than once does no harm."""

@@ -80,7 +80,7 @@ class Trainer:
             `done`, `diverged` or `timeout`. A run that is already finished is not repeated.
 
         Raises:
-            UserError: a mistake that the user can repair; recorded as `crashed` where the
+            UserError: a mistake that the user can repair; recorded as `refused` where the
                 directory is ours.
             KeyboardInterrupt: SIGINT came; the run is left resumable at a checkpoint.
             SystemExit: another signal to stop came, to any rank; the same.
@@ -112,7 +112,7 @@ class Trainer:
         except UserError as error:
             self._ranks.account(error)
             if directory is not None:
-                directory.record_failure(error)
+                directory.record_refusal(error)
             raise
         except Exception as error:
             account = self._ranks.account(error)

@@ -41,6 +41,9 @@ LATER_KEYS: dict[str, Any] = {
     "optimizer.variant": "paper",
     "optimizer.direction": "hessian",
     "dataset.holdout": None,
+    "train.micro_batch": None,
+    "train.sync_batchnorm": False,
+    "optimizer.distribution": "replicated",
 }
 # Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
@@ -97,8 +100,8 @@ class Group:
 
     @property
     def ended(self) -> tuple[Run, ...]:
-        """The runs that are not running."""
-        return tuple(run for run in self.runs if run.status != "running")
+        """The runs that have trained and are over: neither running nor refused."""
+        return tuple(run for run in self.runs if run.status not in ("running", "refused"))
 
     @property
     def status_counts(self) -> str:
@@ -259,6 +262,8 @@ def _remarks(run: Run) -> Iterator[str]:
     """What a reader must know about a run that is not simply done."""
     if run.status == "running":
         yield f"{run.name}: running, or killed without a trace; not counted"
+    elif run.status == "refused":
+        yield f"{run.name}: refused ({run.message}); not counted"
     elif run.status in ("timeout", "crashed"):
         reason = f" ({run.message})" if run.message else ""
         yield f"{run.name}: {run.status}{reason}; a miss of its target, no final values"

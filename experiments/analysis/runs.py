@@ -26,7 +26,7 @@ from experiments.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
-STATUSES = ("done", "diverged", "timeout", "crashed", "running")
+STATUSES = ("done", "diverged", "timeout", "crashed", "refused", "running")
 SCALES = ("full", "reduced", "smoke")
 REQUIRED_FILES = ("config.yaml", "meta.json", "status.json")
 KNOWN_FILES = frozenset(

@@ -118,26 +118,39 @@ def test_every_optimizer_is_measured_in_all_that_it_does(measured):
     assert results["slbfgs"]["iteration_over_sgd"] > 2.0
 
 
-def test_rare_work_is_spread_over_its_interval():
-    contender = optimizer_cost.Contender(
-        "kfac",
+def contender(name):
+    return optimizer_cost.Contender(
+        name,
         width=2,
         data=optimizer_cost.OneBatch(4, torch.device("cpu")),
         gradients=[],
         device=torch.device("cpu"),
     )
+
+
+def test_rare_work_is_spread_over_its_interval():
+    kfac = contender("kfac")
     factors, both = frozenset({"factors"}), frozenset({"factors", "inverses"})
-    contender.seconds.update(
+    kfac.seconds.update(
         {
             frozenset(): [(0.0, 1.0), (0.0, 3.0), (0.0, 2.0)],
             factors: [(0.0, 12.0)],
             both: [(0.0, 112.0)],
         }
     )
-    result = contender.result()
+    result = kfac.result()
     assert result["ordinary_step_s"] == 2.0
     assert result["events"]["inverses"] == {"every_steps": 50, "extra_s": 100.0}
     assert result["optimizer_s"] == 2.0 + 10.0 / 5 + 100.0 / 50
+
+
+def test_passes_over_more_than_a_batch_are_taken_in_proportion():
+    slbfgs = contender("slbfgs")  # T = 20, b_H = 1024, a full gradient an epoch
+    pair, both = frozenset({"pair"}), frozenset({"pair", "full gradient"})
+    slbfgs.seconds.update({frozenset(): [(1.0, 0.5)], pair: [(3.0, 2.5)], both: [(4.0, 2.5)]})
+    result = slbfgs.result()
+    assert result["optimizer_s"] == 0.5 + 2.0 / 20
+    assert result["passes_s"] == 1.0 + 2.0 * (1024 / 4) / 20 + 1.0 * 12_500 / 12_500
 
 
 def test_ratio_is_of_iterations():

@@ -115,7 +115,7 @@ def test_finished_run_is_left_untouched(spec, status, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize("status", ["running", "timeout", "crashed"])
+@pytest.mark.parametrize("status", ["running", "timeout", "crashed", "refused"])
 def test_unfinished_run_is_open_for_a_resume(spec, status):
     with RunDirectory.open(spec) as directory:
         directory.write_status(RunStatus(status, 1, 30, "why"))

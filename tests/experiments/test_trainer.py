@@ -345,7 +345,8 @@ def test_mistake_in_a_builder_is_recorded_and_told(tmp_path, capsys):
     spec = run_spec(tmp_path, **{"model.hiden": [3]})
     with pytest.raises(UserError, match="hiden"):
         Trainer(spec).run()
-    assert read_status(spec.directory).status == "crashed"
+    status = read_status(spec.directory)
+    assert status.status == "refused" and status.message.startswith("unknown key model.hiden")
     assert worker.main([str(spec.directory)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mlbfgs import MLBFGS, SLIMQN
+from mlbfgs import MLBFGS, SLIMQN, collectives
 from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state
 from tests.gloo import run_ranks
 
@@ -108,6 +108,8 @@ def trajectories(rank):
     found = []
     groups = groups_of(rank, 4)
     for size, mode, cls, dtype in CASES:
+        # four ranks through buffers of eight float64, so that they take turns
+        collectives.BUFFER_BYTES = 64 if size == 4 else 1 << 24
         named = make_parameters(dtype)
         optimizer = make_optimizer(named, cls, distribution=mode, process_group=groups[size])
         path = walk(named, optimizer)

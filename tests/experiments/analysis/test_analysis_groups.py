@@ -109,13 +109,13 @@ def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
         grouped(tmp_path)
 
 
-@pytest.mark.parametrize("status", ["running", "crashed", "timeout", "diverged"])
+@pytest.mark.parametrize("status", ["running", "refused", "crashed", "timeout", "diverged"])
 def test_every_run_that_is_not_done_is_reported(tmp_path, status):
     write_runs(tmp_path, FakeRun(seed=0), FakeRun(seed=1, status=status, message="because"))
     (results,) = grouped(tmp_path)
     (group,) = results.groups
     assert group.status_counts == f"1 done, 1 {status}"
-    assert len(group.ended) == (1 if status == "running" else 2)
+    assert len(group.ended) == (1 if status in ("running", "refused") else 2)
     (line,) = results.problems
     assert line.startswith("sgd/reduced-seed1-") and status in line
     assert "because" in line or status == "running"
