@@ -145,11 +145,12 @@ class OptimizerStudy:
 
     def _ask(self, number: int) -> Trial:
         rules = self.search.space.rules
+        first = min(rules.round, self.search.trials)
         self._study.sampler = optuna.samplers.TPESampler(
             seed=rules.sampler_seed * 1_000_003 + number, n_startup_trials=rules.round
         )
-        if number < rules.round:
-            self._study.enqueue_trial(self._on_grid(number))
+        if number < first:
+            self._study.enqueue_trial(self._on_grid(number, first))
         asked = self._study.ask()
         assert asked.number == number
         self._asked.append(asked)
@@ -159,14 +160,15 @@ class OptimizerStudy:
         }
         return Trial(self.optimizer, number, values, self._specs(values))
 
-    def _on_grid(self, number: int) -> dict[str, float]:
+    def _on_grid(self, number: int, count: int) -> dict[str, float]:
         """The settings of a trial of the first round: mid-points of equal parts of each range."""
-        rules, values = self.search.space.rules, {}
+        sampler_seed = self.search.space.rules.sampler_seed
+        values = {}
         for i, (key, span) in enumerate(self.search.space.search[self.optimizer].items()):
-            parts = list(range(rules.round))
+            parts = list(range(count))
             if i > 0:  # not all settings small together, then all large
-                random.Random(f"{rules.sampler_seed}/{key}").shuffle(parts)
-            place = (parts[number] + 0.5) / rules.round
+                random.Random(f"{sampler_seed}/{key}").shuffle(parts)
+            place = (parts[number] + 0.5) / count
             values[key] = span.low * (span.high / span.low) ** place
         return values
 

@@ -127,19 +127,21 @@ def test_search_is_no_part_of_a_runs_config():
 
 
 def test_test_set_plays_no_part_in_a_trial(tmp_path, monkeypatch):
-    search = search_in(tmp_path / "whole", trials=1)
+    search = search_in(tmp_path / "whole", trials=2)
     whole = OptimizerStudy(search, "sgd").choose_round()[0].specs[0]
     Trainer(whole).run()
     raw = digits.load()
     poisoned = replace(raw, test=raw.test.at(np.zeros(3, dtype=np.int64)))
     monkeypatch.setattr(digits, "load", lambda: poisoned)
-    search = search_in(tmp_path / "poisoned", trials=1)
+    search = search_in(tmp_path / "poisoned", trials=2)
     other = OptimizerStudy(search, "sgd").choose_round()[0].specs[0]
     Trainer(other).run()
     assert numbers(whole.directory) == numbers(other.directory)
     # of 200 held-out images: a multiple of half a percent
     top1 = numbers(whole.directory)[-1]["test_top1"]
     assert (2 * top1) == pytest.approx(round(2 * top1))
+    # fewer trials than a round: a coarser grid over the whole range
+    assert whole.config.optimizer.lr == pytest.approx(1e-2)
 
 
 def test_trials_are_an_even_grid_and_then_follow_from_its_results(tmp_path):
