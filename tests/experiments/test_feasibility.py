@@ -33,7 +33,7 @@ def test_update_interval_too_long_for_the_run_is_refused_and_the_advice_works(tm
     with pytest.raises(UserError, match=r"update_interval=22 .* 44 steps.* run has 44") as told:
         Trainer(spec).run()
     status = read_status(spec.directory)
-    assert (status.status, status.step) == ("crashed", 0)
+    assert (status.status, status.step) == ("refused", 0)
 
     advice = re.search(r"to (\d+) or less, or train for (\d+) epochs", str(told.value))
     assert advice is not None
