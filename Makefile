@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format bench bench-optimizer bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations prepare-imagenet documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations prepare-imagenet documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy
 format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+theory: $(STAMP) ## settle every claim that needs no training; page of verdicts in results/theory (about 4 minutes)
+	$(BIN)/python -m experiments.theory
 
 bench: bench-optimizer bench-cost bench-distributed ## all benchmarks
 

@@ -34,7 +34,7 @@ AXIS_LABELS: dict[Axis, str] = {
 }
 # Marks on a curve of any length: enough to tell optimizers apart, few enough to see the curve.
 MARKS = 8
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.hashsalt": "mlbfgs",  # the ids in the file are random otherwise
     "font.size": 9,
     "axes.titlesize": 10,
@@ -147,7 +147,7 @@ def _parts(results: Results) -> dict[str, Results]:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         yield
 
 

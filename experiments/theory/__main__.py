@@ -1,0 +1,105 @@
+"""`python -m experiments.theory`: settle every claim that needs no training, then judge.
+
+Subjects are independent and seeded, so they run side by side in two processes and give the same
+numbers in any order. `--judge-only` computes the verdicts from the committed files again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from experiments.analysis.theory_page import write_page
+from experiments.errors import UserError, nearest
+
+DEFAULT_OUT = Path(__file__).resolve().parents[2] / "results" / "theory"
+#: The longest first, so that two processes end together.
+SUBJECTS = (
+    "hessian_bounds",
+    "quadratic",
+    "linear_rate",
+    "complexity",
+    "noise",
+    "lemmas",
+    "counterexamples",
+    "damping_bound",
+)
+
+
+def settle(subject: str, folder: Path) -> tuple[str, float]:
+    """Run one subject and write its file.
+
+    Returns:
+        The subject and the seconds it took.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    module = importlib.import_module(f"experiments.theory.{subject}")
+    module.run().write(folder)
+    return subject, time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line; None: those of the process.
+
+    Returns:
+        0, or 2 after a mistake of the user, told in one line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.theory", description="The claims that need no training."
+    )
+    parser.add_argument("subjects", nargs="*", help=f"default: all of {', '.join(SUBJECTS)}")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: results/theory")
+    parser.add_argument("--judge-only", action="store_true", help="only judge the files there")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = _chosen(options.subjects)
+        _make(options.out)
+        if not options.judge_only:
+            _settle_all(chosen, options.out)
+        page = write_page(options.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(page.terminal())
+    return 0
+
+
+def _settle_all(subjects: Sequence[str], folder: Path) -> None:
+    jobs = min(2, os.cpu_count() or 1, len(subjects))
+    # spawned: torch's threads do not survive a fork
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(settle, subject, folder) for subject in subjects]
+        for future in futures:
+            subject, seconds = future.result()
+            print(f"{subject}: {seconds:.0f} s", flush=True)
+
+
+def _chosen(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in SUBJECTS:
+            raise UserError(f"there is no subject {name!r}: {nearest(name, SUBJECTS)}")
+    return tuple(name for name in SUBJECTS if name in names) if names else SUBJECTS
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; name another --out") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
