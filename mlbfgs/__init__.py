@@ -7,7 +7,8 @@ optimizer = MLBFGS(model.named_parameters(), lr=0.1, weight_decay=2e-4)
 
 from mlbfgs.optimizer import MLBFGS, SLIMQN
 from mlbfgs.partition import BlockPlan, plan
+from mlbfgs.variant import Variant
 
 __version__ = "0.1.0"
 
-__all__ = ["MLBFGS", "SLIMQN", "BlockPlan", "plan"]
+__all__ = ["MLBFGS", "SLIMQN", "BlockPlan", "Variant", "plan"]

@@ -133,6 +133,16 @@ class Collectives:
         """
         self._sum("all_reduce_step", sums)
 
+    def sum_owned(self, number: Tensor) -> None:
+        """Add up, in place, a number to which each rank has added what its own blocks have to add.
+
+        Args:
+            number: float64; where blocks span ranks, every rank has the whole of it already.
+        """
+        if self.copies and not self._sums:
+            with self._count("all_reduce_step", number.nbytes):
+                dist.all_reduce(number, group=self._group)
+
     def sum_gram(self, columns: Tensor) -> None:
         """Add up columns of Gram matrices over the ranks, in place.
 

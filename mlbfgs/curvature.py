@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mlbfgs.compact import compact_coefficients, ring_order
+from mlbfgs.variant import PAPER, Variant
 
 #: Numbers of a flat vector per tile.
 TILE_NUMEL = 1 << 18
@@ -52,6 +53,7 @@ class CurvatureHistory:
         device: torch.device,
         total: Callable[[Tensor], None] = lambda columns: None,
         kept: Sequence[bool] | None = None,
+        variant: Variant = PAPER,
     ):
         """Allocate an empty history.
 
@@ -64,12 +66,14 @@ class CurvatureHistory:
             device: of everything.
             total: adds a tensor up over the ranks that share blocks, in place.
             kept: for each block whether this rank knows its Gram matrix; None is all.
+            variant: `pair_momentum` and the two epsilons count here.
         """
         self._total = total
         self._kept = list(kept) if kept is not None else [True] * len(blocks)
         self.history_size = history_size
         self.blocks = list(blocks)
         self.dtype = dtype
+        self.variant = variant
         # No float64 on MPS; everywhere else sums of partial sums are kept in it.
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
         rows, count = 2 * history_size, len(self.blocks)
@@ -79,15 +83,15 @@ class CurvatureHistory:
         self.C = torch.zeros_like(self.gram)
         self.gamma = torch.ones(count, dtype=self.sum_dtype, device=device)
 
-    def new_sums(self) -> Tensor:
-        """(B, 2M + 1) zeros: where a step adds up p = W g and, in the last column, gᵀg."""
-        return self.gram.new_zeros(len(self.blocks), 2 * self.history_size + 1)
+    def new_sums(self, vectors: int = 1) -> Tensor:
+        """(vectors, B, 2M + 1) zeros: where W v and, in the last column, vᵀg are added up."""
+        return self.gram.new_zeros(vectors, len(self.blocks), 2 * self.history_size + 1)
 
     def project(self, sums: Tensor, block: int, start: int, stop: int, g: Tensor) -> None:
         """p[block] += W[:, start:stop] g.
 
         Args:
-            sums: (B, 2M + 1) float64, from `new_sums`, whose first 2M columns are p.
+            sums: (B, 2M + 1) float64, one vector's part of `new_sums`; the first 2M columns are p.
             block: the block that [start, stop) lies in.
             start: first number of the flat vector.
             stop: last number plus one.
@@ -131,6 +135,30 @@ class CurvatureHistory:
             if row is not None:
                 part.addmv_(self._tile(first, last).t(), row)
 
+    def candidate(
+        self, block: int, averages: tuple[Tensor, Tensor], snapshots: tuple[Tensor, Tensor]
+    ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+        """The next pair before damping, tile by tile: differences of averages (M Eq. (6)).
+
+        With `variant.pair_momentum` m they are averaged with the newest pair in the history.
+
+        Args:
+            block: which block.
+            averages: (n,) parameter and gradient averages.
+            snapshots: (n,) the same, T steps ago.
+
+        Yields:
+            Borders of a tile in the flat vector, and s and y there.
+        """
+        m = self.variant.pair_momentum
+        newest = (self.pairs[block] - 1) % self.history_size
+        for a, b in self.tiles(block):
+            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+            if m != 0 and self.pairs[block] > 0:
+                s.mul_(1 - m).add_(self.W[newest, a:b], alpha=m)
+                y.mul_(1 - m).add_(self.W[self.history_size + newest, a:b], alpha=m)
+            yield a, b, s, y
+
     def push(
         self,
         block: int,
@@ -169,8 +197,7 @@ class CurvatureHistory:
             The slot, for `enter`.
         """
         slot = self.pairs[block] % self.history_size
-        for a, b in self.tiles(block):
-            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+        for a, b, s, y in self.candidate(block, averages, snapshots):
             self.W[slot, a:b] = s
             self.W[self.history_size + slot, a:b] = y.mul_(tau).add_(s, alpha=1 - tau)
         self.pairs[block] += 1
@@ -233,7 +260,12 @@ class CurvatureHistory:
             self.C[block].zero_()
             self.gamma[block].fill_(1.0)
             return
-        c, gamma = compact_coefficients(self.gram[block], self.pairs[block])
+        c, gamma = compact_coefficients(
+            self.gram[block],
+            self.pairs[block],
+            ratio_epsilon=self.variant.ratio_epsilon,
+            recursion_epsilon=self.variant.recursion_epsilon,
+        )
         self.C[block].copy_(c)
         self.gamma[block].copy_(gamma)
 

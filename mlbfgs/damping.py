@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mlbfgs.variant import PAPER, Variant
+
 Bounds = tuple[float, float]
 
 
@@ -17,11 +19,11 @@ class DampedPair:
     """What damping makes of one pair of one block.
 
     Attributes:
-        mu: curvature ratio μ = sᵀy / sᵀs before damping (NaN where s = 0).
+        mu: curvature ratio μ = sᵀy / (sᵀs + ε) before damping (NaN where s = 0).
         mu_damped: sᵀŷ / sᵀs after it.
         tau: the coefficient τ.
         damped: whether a threshold acted, that is τ < τ0.
-        gamma: sᵀŷ / ŷᵀŷ, the initial inverse-Hessian scale of this pair.
+        gamma: sᵀŷ / (ŷᵀŷ + ε), the initial inverse-Hessian scale of this pair.
         accepted: whether the pair enters the history.
     """
 
@@ -57,14 +59,22 @@ def damping_coefficient(mu: float, tau0: float, bounds: Bounds | None) -> float:
 
 
 def damp(
-    ss: float, sy: float, yy: float, *, tau0: float, bounds: Bounds | None, eps: float
+    ss: float,
+    sy: float,
+    yy: float,
+    *,
+    tau0: float,
+    bounds: Bounds | None,
+    eps: float,
+    variant: Variant = PAPER,
 ) -> DampedPair:
     """Damp one pair, given its three products, and decide whether it can be used.
 
     A pair is refused when a product is not finite, and when sᵀŷ cannot be told from the rounding
     error of a dot product, |sᵀŷ| <= eps ‖s‖ ‖ŷ‖ (which includes s = 0): Algorithm 2 divides by it.
     A negative sᵀŷ is not refused: without thresholds the papers have no such rule, and their
-    ablation shows what follows from it.
+    ablation shows what follows from it. `variant.pair_threshold` replaces the rounding rule; what
+    no division survives (s = 0, products that are not finite) is refused all the same.
 
     Args:
         ss: sᵀs.
@@ -73,18 +83,23 @@ def damp(
         tau0: constant coefficient τ0.
         bounds: thresholds (σ_L, σ_H) or None.
         eps: relative rounding error of the dot products.
+        variant: `pair_threshold`, `ratio_epsilon` and `recursion_epsilon` count here.
 
     Returns:
         The damped pair's numbers.
     """
     if not (math.isfinite(ss) and math.isfinite(sy) and math.isfinite(yy)) or ss <= 0:
         return DampedPair(math.nan, math.nan, tau0, damped=False, gamma=math.nan, accepted=False)
-    mu = sy / ss
+    mu = sy / (ss + variant.ratio_epsilon)
     tau = damping_coefficient(mu, tau0, bounds)
     rest = 1 - tau
     s_yhat = tau * sy + rest * ss
     yhat_yhat = tau * tau * yy + 2 * tau * rest * sy + rest * rest * ss
-    usable = abs(s_yhat) > eps * math.sqrt(ss) * math.sqrt(max(yhat_yhat, 0.0))
-    gamma = s_yhat / yhat_yhat if yhat_yhat > 0 else math.nan
-    usable = usable and math.isfinite(gamma)
-    return DampedPair(mu, s_yhat / ss, tau, damped=tau < tau0, gamma=gamma, accepted=usable)
+    gamma = s_yhat / (yhat_yhat + variant.ratio_epsilon) if yhat_yhat > 0 else math.nan
+    if variant.pair_threshold is None:
+        usable = abs(s_yhat) > eps * math.sqrt(ss) * math.sqrt(max(yhat_yhat, 0.0))
+    else:
+        usable = s_yhat >= variant.pair_threshold
+    divisible = s_yhat + variant.recursion_epsilon != 0
+    accepted = usable and divisible and math.isfinite(gamma)
+    return DampedPair(mu, s_yhat / ss, tau, damped=tau < tau0, gamma=gamma, accepted=accepted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mlbfgs.damping import DampedPair
 from mlbfgs.flat_state import FlatState
@@ -72,7 +72,7 @@ class StepProducts:
 
 
 def curvature_record(
-    flat: FlatState, block: int, pair: DampedPair, step: StepProducts
+    flat: FlatState, block: int, pair: DampedPair, step: StepProducts | None
 ) -> CurvatureRecord:
     """Put one block's numbers in words.
 
@@ -80,9 +80,9 @@ def curvature_record(
         flat: the state, after the pair entered the history or was refused.
         block: number of the block.
         pair: the candidate pair.
-        step: products of this step's direction.
+        step: products of this step's direction; None where `with_products` will add them.
     """
-    return CurvatureRecord(
+    record = CurvatureRecord(
         step=flat.step,
         block=block,
         mu=pair.mu,
@@ -91,13 +91,25 @@ def curvature_record(
         damped=pair.damped,
         accepted=pair.accepted,
         gamma=pair.gamma,
+        cos_direction_gradient=math.nan,
+        direction_over_gradient=math.nan,
+        cos_hessian_gradient=math.nan,
+        hessian_over_gradient=math.nan,
+        pairs=min(flat.history.pairs[block], flat.history.history_size),
+        skipped=flat.skipped[block],
+        times_damped=flat.damped[block],
+    )
+    return record if step is None else with_products(record, step)
+
+
+def with_products(record: CurvatureRecord, step: StepProducts) -> CurvatureRecord:
+    """The record with what is known of its step's direction."""
+    return replace(
+        record,
         cos_direction_gradient=_cosine(step.d_dot_g, step.d_dot_d, step.g_dot_g),
         direction_over_gradient=_ratio(step.d_dot_d, step.g_dot_g),
         cos_hessian_gradient=_cosine(step.h_dot_g, step.h_dot_h, step.g_dot_g),
         hessian_over_gradient=_ratio(step.h_dot_h, step.g_dot_g),
-        pairs=min(flat.history.pairs[block], flat.history.history_size),
-        skipped=flat.skipped[block],
-        times_damped=flat.damped[block],
     )
 
 

@@ -9,8 +9,11 @@
 The last two are controls: they ask whether a gain comes from the curvature's direction or from its
 length. Everything follows from p = W g, gᵀg and the Gram matrix, without a pass over n.
 
-Legend: `M` history size, `B` blocks; `W: (2M, n)`, `p, c: (B, 2M)`, `a, g_dot_g: (B,)`, all float64
-(float32 where the device has no float64).
+The released code scales all directions together, which is a factor of a and c (`clip_scale`,
+`normalizing_scale`).
+
+Legend: `M` history size, `B` blocks; `W: (2M, n)`, `p, c: (B, 2M)`, `a, g_dot_g: (B,)`, and
+`sums: (B, 2M + 1)`, W v and vᵀg of a vector v; all float64 (float32 where a device has no float64).
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ class Direction:
 
     a: Tensor
     c: Tensor | None
+
+    def scaled(self, factor: Tensor) -> Direction:
+        """The direction times a factor of shape ()."""
+        return Direction(self.a * factor, None if self.c is None else self.c * factor)
 
 
 def hessian_direction(history: CurvatureHistory, p: Tensor) -> Direction:
@@ -65,30 +72,61 @@ def direction_of_kind(
     full = hessian_direction(history, p)
     if kind == "hessian":
         return full
-    _, square = products(history, full, p, g_dot_g)
+    _, square = products(history, full, torch.cat([p, g_dot_g.unsqueeze(1)], dim=1))
     # where g = 0, any length will do
     return Direction((square / g_dot_g).sqrt().where(g_dot_g > 0, history.gamma), None)
 
 
+def products_with(direction: Direction, sums: Tensor) -> Tensor:
+    """dᵀv = a gᵀv + (W v)ᵀc.
+
+    Args:
+        direction: d, from g.
+        sums: (B, 2M + 1) W v and vᵀg.
+
+    Returns:
+        (B,).
+    """
+    along = direction.a * sums[:, -1]
+    return along if direction.c is None else along + (sums[:, :-1] * direction.c).sum(1)
+
+
 def products(
-    history: CurvatureHistory, direction: Direction, p: Tensor, g_dot_g: Tensor
+    history: CurvatureHistory, direction: Direction, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dᵀg and dᵀd, as dᵀg = a gᵀg + pᵀc and dᵀd = a² gᵀg + 2 a pᵀc + cᵀ(W Wᵀ)c.
+    """dᵀg, and dᵀd = a² gᵀg + 2 a pᵀc + cᵀ(W Wᵀ)c.
 
     Args:
         history: the pairs.
         direction: d.
-        p: (B, 2M) W g.
-        g_dot_g: (B,) gᵀg.
+        sums: (B, 2M + 1) p = W g and gᵀg.
 
     Returns:
         dᵀg and dᵀd, each (B,).
     """
-    a, c = direction.a, direction.c
-    along, square = a * g_dot_g, a * a * g_dot_g
+    a, c, g_dot_g = direction.a, direction.c, sums[:, -1]
+    square = a * a * g_dot_g
     if c is not None:
-        p_dot_c = (p * c).sum(1)
         gram_c = torch.matmul(history.gram, c.unsqueeze(-1)).squeeze(-1)
-        along = along + p_dot_c
-        square = square + 2 * a * p_dot_c + (c * gram_c).sum(1)
-    return along, square.clamp(min=0.0)  # rounding can make a tiny square negative
+        square = square + 2 * a * (sums[:, :-1] * c).sum(1) + (c * gram_c).sum(1)
+    # rounding can make a tiny square negative
+    return products_with(direction, sums), square.clamp(min=0.0)
+
+
+def normalizing_scale(total: Tensor) -> Tensor:
+    """1 / √(Σ ‖d‖²), or 1 where all d are zero.
+
+    Args:
+        total: Σ ‖d‖² over the blocks, of shape ().
+    """
+    return torch.where(total > 0, total.rsqrt(), 1.0)
+
+
+def clip_scale(total: Tensor, kappa: float) -> Tensor:
+    """min(1, √(κ / Σ gᵀd)), and 1 where the sum is not positive: then there is nothing to bound.
+
+    Args:
+        total: Σ gᵀd, of shape ().
+        kappa: κ.
+    """
+    return torch.where(total > kappa, (kappa / total).sqrt(), 1.0)

@@ -27,6 +27,7 @@ from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.layout import Layout
+from mlbfgs.variant import PAPER, Variant
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,10 @@ class FlatState:
         seeded: for each parameter, whether its averages have begun.
         skipped: for each block, pairs refused.
         damped: for each block, accepted pairs on which a threshold acted.
+        outside: the number of the last "block", if its parameters are in no block: it never gets
+            pairs, so that its H is the identity.
+        inside: the number of true blocks.
+        of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class FlatState:
         history_size: int,
         history_dtype: torch.dtype | None,
         with_momentum: bool,
+        variant: Variant = PAPER,
+        outside: int | None = None,
     ):
         """Allocate everything, zeroed.
 
@@ -70,6 +77,8 @@ class FlatState:
             history_size: M.
             history_dtype: of the pairs, None for the layout's.
             with_momentum: whether to keep a momentum buffer.
+            variant: what the history must know of the switches.
+            outside: the number of the last "block", if its parameters are in no block.
         """
         self.layout = layout
         names = (*VECTORS, "momentum_buffer") if with_momentum else VECTORS
@@ -87,7 +96,11 @@ class FlatState:
             device=layout.device,
             total=collectives.sum_gram,
             kept=[owner in (None, collectives.rank) for owner in layout.owners],
+            variant=variant,
         )
+        self.outside = outside
+        self.inside = len(layout.blocks) if outside is None else outside
+        self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if not name.endswith("snapshot")]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
@@ -181,7 +194,8 @@ class FlatState:
             members = [i for i, b in enumerate(layout.block_of) if b == block]
             self.skipped[block] = max(counters[i]["skipped"] for i in members)
             self.damped[block] = max(counters[i]["damped"] for i in members)
-            history.pairs[block] = max(counters[i]["pairs"] for i in members)
+            known = max(counters[i]["pairs"] for i in members)
+            history.pairs[block] = 0 if block == self.outside else known
             for i in members:
                 self._align(i, counters[i]["pairs"], history.pairs[block])
         history.rebuild(*range(len(layout.blocks)))

@@ -14,14 +14,22 @@ from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
 from mlbfgs.damping import Bounds
-from mlbfgs.diagnostics import CurvatureRecord
+from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind, hessian_direction
 from mlbfgs.flat_state import FlatState, whole_tensors
 from mlbfgs.layout import Layout, local
-from mlbfgs.partition import BlockPlan, BlockPolicy, assign_blocks
+from mlbfgs.partition import BlockPlan, BlockPolicy, assign_outside
 from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settings
 from mlbfgs.step import take_step
+from mlbfgs.variant import (
+    RELEASED_BLOCKWISE,
+    RELEASED_FULL,
+    Variant,
+    as_variant,
+    check_effects,
+)
 
+VariantT = str | Mapping[str, Any] | Variant
 ParamsT = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
@@ -64,6 +72,10 @@ class MLBFGS(Optimizer):
         blocks: Hessian blocks, see :mod:`mlbfgs.partition`; None is one block.
         direction: what stands for H g after the warm-up: "hessian" (H g), or one of two controls,
             "gamma_gradient" (γ g) and "norm_matched_gradient" (g scaled to ‖H g‖, in every block).
+        variant: "paper"; "released", what the authors' released code does instead; or a mapping of
+            its switches, see :mod:`mlbfgs.variant`, with an optional `base`, one of these names.
+        outside_blocks: regular expressions; parameters whose names match are in no block: their
+            direction is their gradient.
         history_dtype: of the pairs, `torch.float32`, `torch.bfloat16` or `torch.float64`; None is
             float32 (float64 if a parameter is float64), the dtype of everything else in the state.
         maximize: ascend instead of descend.
@@ -74,8 +86,8 @@ class MLBFGS(Optimizer):
         process_group: the ranks; None is torch.distributed's default group.
 
     Raises:
-        ValueError: a setting is out of its range, parameters are complex or on several devices, or
-            the block policy does not fit them.
+        ValueError: a setting is out of its range or has no effect, parameters are complex or on
+            several devices, or the block policy does not fit them.
 
     Example:
         >>> optimizer = MLBFGS(model.named_parameters(), lr=0.1, weight_decay=2e-4)
@@ -83,6 +95,9 @@ class MLBFGS(Optimizer):
         >>> optimizer.step()
         >>> optimizer.zero_grad()
     """
+
+    #: What `variant="released"` stands for.
+    _released: Variant = RELEASED_BLOCKWISE
 
     def __init__(
         self,
@@ -98,6 +113,8 @@ class MLBFGS(Optimizer):
         curvature_bounds: Bounds | None = (0.01, 1.5),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
+        variant: VariantT = "paper",
+        outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
         distribution: Distribution = "replicated",
@@ -107,6 +124,7 @@ class MLBFGS(Optimizer):
             raise ValueError(
                 f"Invalid history_dtype: {history_dtype} (float32, bfloat16, float64 or None)"
             )
+        switches, asked = as_variant(variant, self._released)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -116,6 +134,7 @@ class MLBFGS(Optimizer):
             "damping": damping,
             "curvature_bounds": None if curvature_bounds is None else tuple(curvature_bounds),
             "direction": direction,
+            "variant": switches.switches(),
             "maximize": maximize,
         }
         # In `defaults`, betas would pass for Adam's: OneCycleLR and CyclicLR would cycle β1 instead
@@ -124,12 +143,15 @@ class MLBFGS(Optimizer):
         check_group({**defaults, "betas": pair})
         self._betas = pair
         self._blocks = blocks
+        self._outside = outside_blocks
         self._history_dtype = history_dtype
         self._records: list[CurvatureRecord] = []
+        self._unread = False
         self._built: FlatState | None = None
         self._collectives: Collectives | None = None
         self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
         super().__init__(params, defaults)
+        check_effects(switches, asked, self.param_groups, with_outside=len(outside_blocks) > 0)
         self._rebuild({})
 
     # --- one step --------------------------------------------------------------------------------
@@ -172,9 +194,10 @@ class MLBFGS(Optimizer):
             return
         if any(g is not None and g.is_sparse for g in grads):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        records = take_step(flat, self.param_groups, shared_settings(self.param_groups), grads)
+        shared = shared_settings(self.param_groups)
+        records = take_step(flat, self.param_groups, shared, grads)
         if records is not None:
-            self._records = records
+            self._records, self._unread = records, shared.variant.same_step
         flat.write_counters(self.state)
 
     # --- what a user may ask -------------------------------------------------------------------
@@ -199,7 +222,7 @@ class MLBFGS(Optimizer):
         given = dict(zip(self._parameters(), vectors, strict=True))
         for i, p in enumerate(layout.params):
             layout.put(vector, i, local(given[p]))
-        sums = history.new_sums()
+        sums = history.new_sums()[0]
         for s in layout.segments:
             history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
         flat.collectives.sum_step(sums)
@@ -216,8 +239,14 @@ class MLBFGS(Optimizer):
 
         Returns:
             The fields of :class:`mlbfgs.diagnostics.CurvatureRecord`; empty before the first pair
-            update and after a load. Reading them waits for nothing.
+            update and after a load. Reading them waits for nothing, but once for the direction of
+            a step that used its own pair (`same_step`).
         """
+        if self._unread:
+            numbers = self._flat_state().of_step.T.tolist()
+            known = zip(self._records, numbers, strict=False)  # parameters in no block come last
+            self._records = [with_products(r, StepProducts(*row)) for r, row in known]
+            self._unread = False
         return [record.as_dict() for record in self._records]
 
     def communication(self) -> dict[str, Any]:
@@ -252,6 +281,7 @@ class MLBFGS(Optimizer):
             history_bytes=history.numel() * history.element_size(),
             kept=tuple(len(r) for r in layout.ranges) if flat.collectives.copies else (),
             owners=tuple(owner for owner in layout.owners if owner is not None),
+            outside=flat.outside,
         )
 
     # --- groups and state ----------------------------------------------------------------------
@@ -270,6 +300,8 @@ class MLBFGS(Optimizer):
         """
         if isinstance(param_group, dict):  # else torch refuses it
             param_group.setdefault("betas", self._betas)
+            variant = param_group.get("variant", self.defaults["variant"])
+            param_group["variant"] = as_variant(variant, self._released)[0].switches()
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
@@ -319,7 +351,8 @@ class MLBFGS(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
-        kept = ("_betas", "_blocks", "_history_dtype", "_records", "_collectives")
+        self.curvature_records()  # reads what lies in flat storage
+        kept = ("_betas", "_blocks", "_outside", "_history_dtype", "_records", "_collectives")
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -330,6 +363,7 @@ class MLBFGS(Optimizer):
             for key in (*SHARED, "lr", "momentum", "weight_decay", "maximize"):
                 group.setdefault(key, own[key])
             group["betas"] = tuple(group["betas"])
+            group["variant"] = as_variant(group["variant"], self._released)[0].switches()
             if group["curvature_bounds"] is not None:
                 group["curvature_bounds"] = tuple(group["curvature_bounds"])
             check_group(group)
@@ -343,7 +377,9 @@ class MLBFGS(Optimizer):
         params = self._parameters()
         check_parameters(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
-        blocks = assign_blocks(self._blocks, self._names(), [p.numel() for p in params])
+        sizes = [p.numel() for p in params]
+        blocks, outside = assign_outside(self._blocks, self._outside, self._names(), sizes)
+        shared = shared_settings(self.param_groups)
         if self._collectives is None:
             self._collectives = collectives_for(params, *self._ranks)
         layout = Layout(
@@ -353,13 +389,15 @@ class MLBFGS(Optimizer):
         flat = FlatState(
             layout,
             self._collectives,
-            history_size=shared_settings(self.param_groups).history_size,
+            history_size=shared.history_size,
             history_dtype=self._history_dtype,
             with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
+            variant=shared.variant,
+            outside=outside,
         )
         with torch.no_grad():
             flat.load(values)
-        self._built, self._records = flat, []
+        self._built, self._records, self._unread = flat, [], False
         exposed = flat.expose()
         self.state.clear()
         self.state.update(exposed)
@@ -416,11 +454,15 @@ class SLIMQN(MLBFGS):
         curvature_bounds: see :class:`MLBFGS`.
         blocks: see :class:`MLBFGS`.
         direction: see :class:`MLBFGS`.
+        variant: see :class:`MLBFGS`; "released" is the release of SLIM-QN here.
+        outside_blocks: see :class:`MLBFGS`.
         history_dtype: see :class:`MLBFGS`.
         maximize: see :class:`MLBFGS`.
         distribution: see :class:`MLBFGS`.
         process_group: see :class:`MLBFGS`.
     """
+
+    _released = RELEASED_FULL
 
     def __init__(
         self,
@@ -436,6 +478,8 @@ class SLIMQN(MLBFGS):
         curvature_bounds: Bounds | None = (0.01, 1.0),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
+        variant: VariantT = "paper",
+        outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
         distribution: Distribution = "replicated",
@@ -453,6 +497,8 @@ class SLIMQN(MLBFGS):
             curvature_bounds=curvature_bounds,
             blocks=blocks,
             direction=direction,
+            variant=variant,
+            outside_blocks=outside_blocks,
             history_dtype=history_dtype,
             maximize=maximize,
             distribution=distribution,

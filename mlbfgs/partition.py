@@ -9,6 +9,9 @@ A policy is one of
 - a list of regular expressions: one block for each, a parameter goes to the first that matches its
   name (`re.search`), and every parameter must match one;
 - a callable `(names, sizes) -> list of block numbers`.
+
+Parameters whose names match one of the patterns `outside_blocks` are in no block; the policy is
+about the others. Every such pattern must match one.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -66,6 +70,58 @@ def assign_blocks(
     if isinstance(policy, str):
         return _resblocks(policy, known)
     return _by_pattern(policy, known)
+
+
+def assign_outside(
+    policy: BlockPolicy, outside: Sequence[str], names: Sequence[str] | None, sizes: Sequence[int]
+) -> tuple[list[int], int | None]:
+    """The block number of every parameter, with one more number for those in no block.
+
+    Args:
+        policy: see the module's description.
+        outside: regular expressions (`re.search`) of parameters in no block.
+        names: as in `assign_blocks`.
+        sizes: as in `assign_blocks`.
+
+    Returns:
+        One number for each parameter, and the last number if it stands for "in no block".
+
+    Raises:
+        ValueError: as in `assign_blocks`; a pattern matches nothing, or everything is outside.
+    """
+    if not outside:
+        return assign_blocks(policy, names, sizes), None
+    if isinstance(outside, str):
+        raise ValueError(
+            f"outside_blocks={outside!r}: expected a list of regular expressions, as [{outside!r}]"
+        )
+    if names is None:
+        raise ValueError(
+            f"outside_blocks={list(outside)!r} goes by parameter names: give the optimizer "
+            "model.named_parameters() instead of model.parameters()"
+        )
+    out: set[int] = set()
+    for pattern in outside:
+        found = {i for i, name in enumerate(names) if re.search(pattern, name)}
+        if not found:
+            near = get_close_matches(pattern, names, n=1, cutoff=0.3)
+            hint = f"; the nearest is {near[0]!r}" if near else ""
+            raise ValueError(
+                f"outside_blocks: the pattern {pattern!r} matches no parameter, such as "
+                f"{names[0]!r}{hint}"
+            )
+        out |= found
+    within = [i for i in range(len(sizes)) if i not in out]
+    if not within:
+        raise ValueError(
+            f"outside_blocks={list(outside)!r} match every parameter: nothing is left for a block"
+        )
+    assigned = assign_blocks(policy, [names[i] for i in within], [sizes[i] for i in within])
+    number = max(assigned) + 1
+    blocks = [number] * len(sizes)
+    for i, block in zip(within, assigned, strict=True):
+        blocks[i] = block
+    return blocks, number
 
 
 def _layer(name: str) -> str:
@@ -174,6 +230,7 @@ class BlockPlan:
         history_bytes: the history alone.
         kept: numbers that each rank keeps of every vector; empty where each keeps all.
         owners: the rank that owns each block; empty where blocks have no owner.
+        outside: the number that stands for "in no block", if there is one.
     """
 
     names: tuple[str, ...]
@@ -184,10 +241,11 @@ class BlockPlan:
     history_bytes: int
     kept: tuple[int, ...] = ()
     owners: tuple[int, ...] = ()
+    outside: int | None = None
 
     @property
     def block_sizes(self) -> list[int]:
-        """Numbers in each block."""
+        """Numbers in each block; those in no block last."""
         totals = [0] * (max(self.blocks, default=-1) + 1)
         for block, size in zip(self.blocks, self.sizes, strict=True):
             totals[block] += size
@@ -200,7 +258,8 @@ class BlockPlan:
         for block, size in enumerate(self.block_sizes):
             members = [name for name, b in zip(self.names, self.blocks, strict=True) if b == block]
             span = members[0] if len(members) == 1 else f"{members[0]} ... {members[-1]}"
-            lines.append(f"{block:>5}  {size:>12,}  {size / max(n, 1):>6.1%}  {span}")
+            label = "none" if block == self.outside else block
+            lines.append(f"{label:>5}  {size:>12,}  {size / max(n, 1):>6.1%}  {span}")
         for rank, kept in enumerate(self.kept):
             blocks = [str(b) for b, owner in enumerate(self.owners) if owner == rank]
             owned = f", blocks {' '.join(blocks) or 'none'}" if self.owners else ""
@@ -218,6 +277,7 @@ def plan(
     model: torch.nn.Module,
     blocks: BlockPolicy = None,
     *,
+    outside_blocks: Sequence[str] = (),
     history_size: int = 10,
     momentum: float = 0.9,
     history_dtype: torch.dtype | None = None,
@@ -229,6 +289,7 @@ def plan(
     Args:
         model: the model; parameters that do not require a gradient are left out.
         blocks: block policy.
+        outside_blocks: regular expressions of parameters in no block.
         history_size: M.
         momentum: whether a momentum buffer is kept (any value but 0).
         history_dtype: of the history; None is the dtype of the averages.
@@ -244,8 +305,8 @@ def plan(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     names, sizes = tuple(name for name, _ in named), tuple(p.numel() for _, p in named)
     dtype = state_dtype([p for _, p in named])
-    assigned = tuple(assign_blocks(blocks, names, sizes))
-    made = BlockPlan(names, sizes, assigned, history_size, 0, 0)
+    assigned, outside = assign_outside(blocks, outside_blocks, names, sizes)
+    made = BlockPlan(names, sizes, tuple(assigned), history_size, 0, 0, outside=outside)
     kept, owners = _kept(made.block_sizes, distribution, world_size)
     most = max(kept, default=sum(sizes))
     history_bytes = 2 * history_size * most * (history_dtype or dtype).itemsize

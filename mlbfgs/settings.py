@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from torch import Tensor
 
 from mlbfgs.damping import Bounds
 from mlbfgs.direction import DirectionKind
+from mlbfgs.variant import Variant, check_choice
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class SharedSettings:
         damping: τ0.
         curvature_bounds: (σ_L, σ_H) or None.
         direction: what stands for H g.
+        variant: the switches of the released code.
     """
 
     betas: tuple[float, float]
@@ -32,6 +33,7 @@ class SharedSettings:
     damping: float
     curvature_bounds: Bounds | None
     direction: DirectionKind
+    variant: Variant
 
 
 #: Their names.
@@ -55,7 +57,8 @@ def shared_settings(groups: Sequence[Mapping[str, Any]]) -> SharedSettings:
                     f"{key} must be the same in all parameter groups, not {first[key]!r} and "
                     f"{group[key]!r}: there is one curvature history"
                 )
-    return SharedSettings(**{key: first[key] for key in SHARED})
+    values: dict[str, Any] = {key: first[key] for key in SHARED}
+    return SharedSettings(**{**values, "variant": Variant(**first["variant"])})
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -87,18 +90,6 @@ def check_group(group: Mapping[str, Any]) -> None:
     if bounds is not None and not (len(bounds) == 2 and bounds[0] < 1.0 <= bounds[1]):
         raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
     check_choice("direction", group["direction"], get_args(DirectionKind))
-
-
-def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a name that is none of the choices.
-
-    Raises:
-        ValueError: the message has the choices and, if there is one, the nearest.
-    """
-    if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"Invalid {key}: {value!r} (one of {', '.join(choices)}){hint}")
 
 
 def check_parameters(params: Sequence[Tensor]) -> None:

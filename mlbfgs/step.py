@@ -1,15 +1,16 @@
 """One step of the optimizer: Algorithm 1 of M (Algorithm 2 of S).
 
-It runs over segments of the flat vector instead of whole vectors, so that a segment's numbers are
-still in cache when the next operation wants them:
+It passes twice over segments of the flat vector (`mlbfgs.parts`):
 
     1. g = gradient + wd θ;  M_θ <- β1 M_θ + (1-β1) θ;  M_g <- β2 M_g + (1-β2) g;  p += W g
     2. a, c from p: H g has a = γ, c = C p (`mlbfgs.direction`)
     3. d = a g + Wᵀ c;  v <- m v + d;  θ <- θ - lr v
     4. every T steps: a pair (s, ŷ) from the averages and their snapshots, then new snapshots
 
-During the first 2T steps d = g. g is gathered twice, in 1 and in 3: reading it again is cheaper
-than keeping a flat copy, which would cost a write and n numbers of memory.
+During the first 2T steps d = g, and 3 is done within 1. Where a pair is used in the step that
+stores it (`Variant.same_step`), 4 comes between the averages and p. All sums over n that the
+direction needs are in one tensor when the first pass ends; nothing is read by the host but the
+pair's products, in 4.
 
 Legend: `n` numbers in all parameters, `M` history size, `T` update interval, `B` blocks;
 flat vectors are (n,), W is (2M, n).
@@ -18,36 +19,30 @@ flat vectors are (n,), W is (2M, n).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mlbfgs.damping import damp
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, curvature_record
-from mlbfgs.direction import direction_of_kind, hessian_direction, products
+from mlbfgs.direction import (
+    Direction,
+    clip_scale,
+    direction_of_kind,
+    hessian_direction,
+    normalizing_scale,
+    products,
+    products_with,
+)
 from mlbfgs.flat_state import FlatState
 from mlbfgs.layout import Segment
+from mlbfgs.parts import Group, Part, add_decay, descend, gather, part_of, update_averages
 from mlbfgs.settings import SharedSettings
 
 logger = logging.getLogger(__name__)
 
-Groups = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What a step touches of one segment: the pieces that have a gradient."""
-
-    incomplete: bool
-    theta: list[Tensor]
-    gradients: list[Tensor]
-    work: list[Tensor]
-    param_average: list[Tensor]
-    grad_average: list[Tensor]
-    momentum_buffer: list[Tensor]
+Groups = Sequence[Group]
 
 
 def take_step(
@@ -67,162 +62,245 @@ def take_step(
     Raises:
         RuntimeError: ranks have gradients for different parameters.
     """
-    layout, history = flat.layout, flat.history
     flat.collectives.begin_step()
     flat.step += 1
-    _seed_averages(flat, groups, grads)
-    interval, kind = shared.update_interval, shared.direction
-    pair_due = flat.step % interval == 0 and flat.step > interval
-    preconditioned = [flat.step > 2 * interval and pairs > 0 for pairs in history.pairs]
-    theta, gradients = layout.cut(layout.tensors()), layout.cut(grads)
-    parts = [_part(flat, segment, theta, gradients) for segment in layout.segments]
-    # every sum over n that the direction needs, in one tensor: p = W g and gᵀg
-    sums = history.new_sums()
-    with_projection = kind != "gamma_gradient" or pair_due  # else nothing asks for H g
-    with_square = kind == "norm_matched_gradient" or pair_due
-
-    for segment, part in zip(layout.segments, parts, strict=True):  # Alg. 1, lines 4-8
-        group = groups[segment.group]
-        g = _gather(flat, segment, part, group)
-        _update_averages(part, shared.betas)
-        if with_square:
-            sums[segment.block, -1].add_(torch.dot(g, g))
-        if not preconditioned[segment.block]:
-            _descend(part, group)
-        elif with_projection:
-            history.project(sums, segment.block, segment.start, segment.stop, g)
-
-    collectives = flat.collectives
-    if pair_due or (any(preconditioned) and (with_projection or with_square)):
-        collectives.sum_step(sums)
-    p, g_dot_g = sums[:, :-1], sums[:, -1]
-    direction = direction_of_kind(kind, history, p, g_dot_g)
-    if any(preconditioned):
-        rows = None if direction.c is None else direction.c.to(layout.dtype)
-        # Alg. 1, lines 10-11; backwards: what the loop above read last is still in cache
-        for segment, part in zip(reversed(layout.segments), reversed(parts), strict=True):
-            if preconditioned[segment.block]:
-                group = groups[segment.group]
-                g = _gather(flat, segment, part, group)
-                history.combine_(direction.a, rows, segment.block, segment.start, segment.stop, g)
-                _descend(part, group)
-
+    _seed_averages(flat, groups, shared, grads)
+    step = _Step(flat, groups, shared, grads)
     idle = all(g is None for g in grads)
-    collectives.share(layout, grads, wait=pair_due or idle)
+    records = None
+    if step.pair_due and shared.variant.same_step and not idle:
+        step.first_pass(averaging=True, projecting=False)
+        records = _update_pairs(flat, shared, None)
+        step.close_interval()
+        step.first_pass(averaging=False, projecting=True)
+        step.second_pass()
+        known = step.products()
+        owners = flat.layout.owners
+        # read when somebody asks for the records
+        flat.of_step.copy_(flat.collectives.sum_products(known[:0], known, owners))
+        flat.collectives.share(flat.layout, grads, wait=True)
+        return records
+    step.first_pass(averaging=True, projecting=True)
+    step.second_pass()
+    flat.collectives.share(flat.layout, grads, wait=step.pair_due or idle)
     if idle:  # nor has any other rank a gradient
         flat.step -= 1
         return None
-    records = None
-    if pair_due:  # Alg. 1, lines 13-17
-        full = products(history, hessian_direction(history, p), p, g_dot_g)
-        applied = products(history, direction, p, g_dot_g)
-        records = _update_pairs(flat, shared, torch.stack([g_dot_g, *applied, *full]))
-    if flat.step % interval == 0:
-        flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
-        flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
+    if step.pair_due:  # Alg. 1, lines 13-17
+        records = _update_pairs(flat, shared, step.products())
+    if step.ends_interval:
+        step.close_interval()
     return records
 
 
-def _part(
-    flat: FlatState, segment: Segment, theta: list[Tensor], gradients: list[Tensor | None]
-) -> _Part:
-    here = [k for k in range(segment.first, segment.last) if gradients[k] is not None]
-    vectors = {name: [pieces[k] for k in here] for name, pieces in flat.pieces.items()}
-    return _Part(
-        incomplete=len(here) < segment.last - segment.first,
-        theta=[theta[k] for k in here],
-        gradients=[cast(Tensor, gradients[k]) for k in here],
-        work=[flat.work_pieces[k] for k in here],
-        param_average=vectors["param_average"],
-        grad_average=vectors["grad_average"],
-        momentum_buffer=vectors.get("momentum_buffer", []),
-    )
+class _Step:
+    """The two passes of one step.
+
+    Attributes:
+        ends_interval: whether t mod T = 0.
+        pair_due: whether it also ends an interval that began with a snapshot.
+        sums: (1, B, 2M + 1) float64: p = W g and gᵀg; (2, ...) where the clip needs W v and vᵀg
+            of the gradient v without weight decay as well.
+    """
+
+    def __init__(
+        self,
+        flat: FlatState,
+        groups: Groups,
+        shared: SharedSettings,
+        grads: Sequence[Tensor | None],
+    ):
+        layout = flat.layout
+        self.flat, self.groups, self.shared = flat, groups, shared
+        theta, gradients = layout.cut(layout.tensors()), layout.cut(grads)
+        self.parts = [part_of(flat, segment, theta, gradients) for segment in layout.segments]
+        self.ends_interval = flat.step % shared.update_interval == 0
+        self.pair_due = self.ends_interval and flat.step > shared.update_interval
+        variant = shared.variant
+        self.scaled = variant.normalize_direction or variant.kl_clip is not None
+        undecayed = variant.kl_clip is not None and any(g["weight_decay"] != 0 for g in groups)
+        self.sums = flat.history.new_sums(2 if undecayed else 1)
+        self.direction: Direction | None = None
+        self.fresh: list[list[Tensor]] = []
+
+    def preconditioned(self) -> list[bool]:
+        """For each block whether its direction is H g."""
+        warm = self.flat.step > 2 * self.shared.update_interval  # Alg. 1, lines 7-8
+        late = warm or self.shared.variant.same_step
+        return [late and pairs > 0 for pairs in self.flat.history.pairs]
+
+    def waits(self) -> list[bool]:
+        """For each block whether its direction is known after the first pass only."""
+        preconditioned = self.preconditioned()
+        return [any(preconditioned)] * len(preconditioned) if self.scaled else preconditioned
+
+    def decay(self, segment: Segment) -> float:
+        """The weight decay of a segment in the direction."""
+        decay: float = self.groups[segment.group]["weight_decay"]
+        if segment.block == self.flat.outside and not self.shared.variant.decay_outside_blocks:
+            return 0.0 if any(self.preconditioned()) else decay
+        return decay
+
+    def first_pass(self, *, averaging: bool, projecting: bool) -> None:
+        """Alg. 1, lines 4-8: averages, sums over n, and the step of blocks without pairs.
+
+        Args:
+            averaging: whether to update the averages.
+            projecting: whether to do the rest.
+        """
+        history, variant = self.flat.history, self.shared.variant
+        preconditioned, waits = self.preconditioned(), self.waits()
+        kind = self.shared.direction
+        with_rows = kind != "gamma_gradient" or self.pair_due  # else nothing asks for H g
+        with_square = kind == "norm_matched_gradient" or self.scaled or self.pair_due
+        undecayed = len(self.sums) == 2
+        for segment, part in zip(self.flat.layout.segments, self.parts, strict=True):
+            group, decay = self.groups[segment.group], self.decay(segment)
+            decayed = variant.averaged_gradient == "decayed"
+            plain = undecayed or not decayed
+            g = gather(self.flat, segment, part, group, 0.0 if plain else decay)
+            if averaging and not decayed:
+                self._average(part, group["weight_decay"])
+            v = g.clone() if undecayed else g
+            if plain:
+                add_decay(part, decay)
+            if averaging and decayed:
+                self._average(part, group["weight_decay"])
+            if not projecting:
+                continue
+            block, start, stop = segment.block, segment.start, segment.stop
+            if with_square:
+                self.sums[0, block, -1].add_(torch.dot(g, g))
+            if preconditioned[block] and with_rows:
+                history.project(self.sums[0], block, start, stop, g)
+            if undecayed and waits[block]:
+                self.sums[1, block, -1].add_(torch.dot(v, g))
+                if preconditioned[block] and kind == "hessian":
+                    history.project(self.sums[1], block, start, stop, v)
+            if not waits[block]:
+                descend(part, group)
+        if projecting and (self.pair_due or (any(waits) and (with_rows or with_square))):
+            self.flat.collectives.sum_step(self.sums)
+
+    def _average(self, part: Part, decay: float) -> None:
+        variant = self.shared.variant
+        scale = 1 + decay if variant.averaged_gradient == "scaled" else 1.0
+        update_averages(part, self.shared.betas, variant, scale)
+        if variant.reset_grad_average and self.ends_interval:
+            self.fresh.append([w * scale for w in part.work])
+
+    def second_pass(self) -> None:
+        """Alg. 1, lines 9-11: the direction, and the step along it."""
+        flat, waits = self.flat, self.waits()
+        p, g_dot_g = self.sums[0, :, :-1], self.sums[0, :, -1]
+        direction = direction_of_kind(self.shared.direction, flat.history, p, g_dot_g)
+        if self.scaled and any(waits):
+            direction = direction.scaled(self._scale(direction))
+        self.direction = direction
+        if not any(waits):
+            return
+        rows = None if direction.c is None else direction.c.to(flat.layout.dtype)
+        # backwards: what the first pass read last is still in cache
+        pairs = zip(reversed(flat.layout.segments), reversed(self.parts), strict=True)
+        for segment, part in pairs:
+            if waits[segment.block]:
+                group = self.groups[segment.group]
+                g = gather(flat, segment, part, group, self.decay(segment))
+                flat.history.combine_(
+                    direction.a, rows, segment.block, segment.start, segment.stop, g
+                )
+                descend(part, group)
+
+    def _scale(self, direction: Direction) -> Tensor:
+        """What `normalize_direction` or `kl_clip` multiply every direction with, of shape ()."""
+        history, variant = self.flat.history, self.shared.variant
+        if variant.kl_clip is None:
+            _, squares = products(history, direction, self.sums[0])
+            total = squares[: self.flat.inside].sum()
+            self.flat.collectives.sum_owned(total)
+            return normalizing_scale(total)
+        total = products_with(direction, self.sums[-1]).sum()
+        self.flat.collectives.sum_owned(total)
+        return clip_scale(total, variant.kl_clip)
+
+    def products(self) -> Tensor:
+        """(5, B) gᵀg, then dᵀg and dᵀd of the direction taken, then of H g."""
+        history, sums = self.flat.history, self.sums[0]
+        assert self.direction is not None
+        applied = products(history, self.direction, sums)
+        full = products(history, hessian_direction(history, sums[:, :-1]), sums)
+        return torch.stack([sums[:, -1], *applied, *full])
+
+    def close_interval(self) -> None:
+        """Alg. 1, line 13: new snapshots; then, if asked for, a new gradient average."""
+        flat = self.flat
+        flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
+        flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
+        if self.fresh:
+            for part, fresh in zip(self.parts, self.fresh, strict=True):
+                if fresh:
+                    torch._foreach_copy_(part.grad_average, fresh)
 
 
-def _seed_averages(flat: FlatState, groups: Groups, grads: Sequence[Tensor | None]) -> None:
+def _seed_averages(
+    flat: FlatState, groups: Groups, shared: SharedSettings, grads: Sequence[Tensor | None]
+) -> None:
     """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
 
-    So do its snapshots: a parameter that joins late has no part in the current s and y.
+    So do its snapshots: a parameter that joins late has no part in the current s and y. (Where the
+    averages are sums, they grow from the first value on, so that it has a part, as in the release
+    every parameter has in the first pair.)
     """
     if all(flat.seeded):
         return
+    entering = shared.variant.averaged_gradient
     for i, (p, grad) in enumerate(zip(flat.layout.tensors(), grads, strict=True)):
         if grad is not None and not flat.seeded[i]:
             group = groups[flat.layout.group_of[i]]
+            decay = group["weight_decay"]
             g = grad.to(flat.layout.dtype)
             g = -g if group["maximize"] else g
-            g = g.add(p, alpha=group["weight_decay"]) if group["weight_decay"] != 0 else g
-            for moment in ("average", "snapshot"):
-                flat.layout.put(flat.flat[f"param_{moment}"], i, p)
-                flat.layout.put(flat.flat[f"grad_{moment}"], i, g)
+            if decay != 0 and entering != "plain":
+                g = g.add(p, alpha=decay) if entering == "decayed" else g * (1 + decay)
+            # β 0 + x = x: what a sum begins with is added by this step
+            from_zero = shared.variant.averaging == "sum"
+            for name, value in (("param", p), ("grad", g)):
+                first = torch.zeros_like(value) if from_zero else value
+                flat.layout.put(flat.flat[f"{name}_snapshot"], i, value)
+                flat.layout.put(flat.flat[f"{name}_average"], i, first)
             flat.seeded[i] = True
 
 
-def _gather(flat: FlatState, segment: Segment, part: _Part, group: Mapping[str, Any]) -> Tensor:
-    """The segment's gradient with weight decay, in the work buffer (S Alg. 2, line 4)."""
-    if part.incomplete:
-        flat.work.zero_()
-    decay = group["weight_decay"]
-    if decay != 0 and flat.sums_in_one_pass and not group["maximize"]:
-        # the same sums as below, in one pass: there are no kernel launches to save on a CPU
-        for out, g, t in zip(part.work, part.gradients, part.theta, strict=True):
-            torch.add(g, t, alpha=decay, out=out)
-    elif part.theta:
-        torch._foreach_copy_(part.work, part.gradients)
-        if group["maximize"]:
-            torch._foreach_neg_(part.work)
-        if decay != 0:
-            torch._foreach_add_(part.work, part.theta, alpha=decay)
-    return flat.work[: segment.stop - segment.start]
-
-
-def _update_averages(part: _Part, betas: tuple[float, float]) -> None:
-    """The segment's M_θ and M_g (Alg. 1, line 6); its gradient lies in the work buffer."""
-    if part.theta:
-        dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
-        theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
-        torch._foreach_lerp_(part.param_average, theta, 1 - betas[0])
-        torch._foreach_lerp_(part.grad_average, part.work, 1 - betas[1])
-
-
-def _descend(part: _Part, group: Mapping[str, Any]) -> None:
-    """Heavy ball and update of the segment; its direction lies in the work buffer."""
-    if not part.theta:
-        return
-    step = part.work
-    if group["momentum"] != 0:
-        torch._foreach_mul_(part.momentum_buffer, group["momentum"])
-        torch._foreach_add_(part.momentum_buffer, step)
-        step = part.momentum_buffer
-    if isinstance(group["lr"], Tensor):  # as an alpha the host would have to read it
-        torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"]))
-    else:
-        torch._foreach_add_(part.theta, step, alpha=-group["lr"])
-
-
 def _update_pairs(
-    flat: FlatState, shared: SharedSettings, of_direction: Tensor
+    flat: FlatState, shared: SharedSettings, of_step: Tensor | None
 ) -> list[CurvatureRecord]:
-    """One pair for every block (Alg. 1, lines 14-16); holds the one host synchronisation."""
+    """One pair for every block (Alg. 1, lines 14-16); holds the one host synchronisation.
+
+    Args:
+        flat: the state.
+        shared: what the groups share.
+        of_step: (5, B) `_Step.products`, None where the step's direction is not known yet.
+    """
     history = flat.history
     averages = (flat.flat["param_average"], flat.flat["grad_average"])
     snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
-    dots = of_direction.new_zeros(3, len(flat.layout.blocks))
-    for block in range(len(flat.layout.blocks)):
-        for a, b in history.tiles(block):
-            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+    dots = flat.of_step.new_zeros(3, len(flat.layout.blocks))
+    for block in range(flat.inside):
+        for _, _, s, y in history.candidate(block, averages, snapshots):
             tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
             dots[:, block].add_(tile)
+    known = flat.of_step[:0] if of_step is None else of_step
     owners = flat.layout.owners
-    numbers = flat.collectives.sum_products(dots, of_direction, owners).T.tolist()
+    numbers = flat.collectives.sum_products(dots, known, owners).T.tolist()
 
     records, written = [], []
-    for block, (ss, sy, yy, *of_step) in enumerate(numbers):
+    for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
         pair = damp(
             *(ss, sy, yy),
             tau0=shared.damping,
             bounds=shared.curvature_bounds,
             eps=torch.finfo(flat.layout.dtype).eps,
+            variant=shared.variant,
         )
         if pair.accepted:
             slot = history.write(block, averages, snapshots, pair.tau)
@@ -236,6 +314,7 @@ def _update_pairs(
                 "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
                 *(flat.step, block, ss, sy, yy),
             )
-        records.append(curvature_record(flat, block, pair, StepProducts(*of_step)))
+        products_of_step = StepProducts(*rest) if rest else None
+        records.append(curvature_record(flat, block, pair, products_of_step))
     history.enter(written)
     return records

@@ -35,7 +35,7 @@ def push(history, s, y, block=0, tau=1.0):
 
 def apply(history, g):
     d = torch.as_tensor(g).to(history.dtype).clone()
-    sums = history.new_sums()
+    sums = history.new_sums()[0]
     for block, b in enumerate(history.blocks):
         history.project(sums, block, b.start, b.stop, d[b])
     rows = history.coefficients(sums[:, :-1]).to(history.dtype)

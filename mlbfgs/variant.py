@@ -1,0 +1,232 @@
+"""What the authors' released code does differently, each item a switch of its own.
+
+The released block-wise optimizer (mL-BFGS) and the released full-model optimizer (SLIM-QN) are not
+the printed algorithms. `PAPER` is the printed algorithm and the default; `RELEASED_BLOCKWISE` and
+`RELEASED_FULL` have all that the release changes, so that the effects can be measured one by one.
+
+With g the gradient, wd the weight decay, A an average of x (θ, or the gradient that enters it):
+
+    averaging              ema: A = β A + (1-β) x;  sum: A = β A + x, which starts at the first x
+    averaged_gradient      decayed: g + wd θ;  scaled: (1 + wd) g;  plain: g
+    reset_grad_average     every T steps, after pair and snapshot: A_g = the gradient that entered
+    pair_momentum m        s = (1-m) s + m s_last,  y = (1-m) y + m ŷ_last, before damping
+    pair_threshold         a pair is dropped where sᵀŷ is below it; None is our rounding rule
+    ratio_epsilon ε        μ = sᵀy / (sᵀs + ε),  γ = sᵀŷ / (ŷᵀŷ + ε)
+    recursion_epsilon ε    the recursion divides by sᵀŷ + ε
+    same_step              a pair is used in the step that stored it, no step later
+    normalize_direction    every d is divided by the root of Σ ‖d‖² over the blocks
+    kl_clip κ              every d is multiplied by min(1, √(κ / Σ gᵀd)), here g without wd θ
+    decay_outside_blocks   False: from the first pair on, parameters in no block have no wd θ
+
+Scaling begins with the first pair. It leaves d as it is where Σ gᵀd <= 0 (the clip has nothing to
+bound) and where all d are zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+Averaging = Literal["ema", "sum"]
+AveragedGradient = Literal["decayed", "scaled", "plain"]
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a name that is none of the choices.
+
+    Raises:
+        ValueError: the message has the choices and, if there is one, the nearest.
+    """
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"Invalid {key}: {value!r} (one of {', '.join(choices)}){hint}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _check(key: str, variant: Variant, wanted: str, holds: Any) -> None:
+    value = getattr(variant, key)
+    if not holds(value):
+        raise ValueError(f"Invalid variant.{key}: {value!r} ({wanted})")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The switches; the defaults are the papers' algorithm. The module says what each does.
+
+    Attributes:
+        averaging: "ema" or "sum".
+        reset_grad_average: whether the gradient average begins anew every T steps.
+        pair_momentum: m in [0, 1).
+        averaged_gradient: "decayed", "scaled" or "plain".
+        pair_threshold: least sᵀŷ; minus infinity drops no pair; None drops rounding errors.
+        ratio_epsilon: ε of μ and γ.
+        recursion_epsilon: ε of the recursion's divisions.
+        normalize_direction: whether the whole direction is normalised.
+        kl_clip: κ, or None.
+        same_step: whether a pair is used at once.
+        decay_outside_blocks: whether parameters in no block keep their weight decay.
+
+    Raises:
+        ValueError: a value is out of its range, or two switches contradict each other.
+    """
+
+    averaging: Averaging = "ema"
+    reset_grad_average: bool = False
+    pair_momentum: float = 0.0
+    averaged_gradient: AveragedGradient = "decayed"
+    pair_threshold: float | None = None
+    ratio_epsilon: float = 0.0
+    recursion_epsilon: float = 0.0
+    normalize_direction: bool = False
+    kl_clip: float | None = None
+    same_step: bool = False
+    decay_outside_blocks: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("variant.averaging", self.averaging, get_args(Averaging))
+        kinds = get_args(AveragedGradient)
+        check_choice("variant.averaged_gradient", self.averaged_gradient, kinds)
+        for key in ("reset_grad_average", "normalize_direction", "same_step"):
+            _check(key, self, "True or False", lambda v: isinstance(v, bool))
+        _check("decay_outside_blocks", self, "True or False", lambda v: isinstance(v, bool))
+        _check("pair_momentum", self, "in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
+        for key in ("ratio_epsilon", "recursion_epsilon"):
+            _check(key, self, "at least 0", lambda v: _is_number(v) and 0 <= v < math.inf)
+        _check(
+            "pair_threshold",
+            self,
+            "None, or a number below infinity; -inf drops no pair",
+            lambda v: v is None or (_is_number(v) and v < math.inf),
+        )
+        _check(
+            "kl_clip",
+            self,
+            "None, or a number above 0",
+            lambda v: v is None or (_is_number(v) and 0 < v < math.inf),
+        )
+        if self.normalize_direction and self.kl_clip is not None:
+            raise ValueError(
+                f"variant.kl_clip={self.kl_clip} contradicts variant.normalize_direction=True: "
+                "both set the length of the direction; set kl_clip to None or normalize_direction "
+                "to False"
+            )
+
+    def switches(self) -> dict[str, Any]:
+        """The fields by name, for parameter groups and checkpoints."""
+        return asdict(self)
+
+
+PAPER = Variant()
+#: The release of mL-BFGS.
+RELEASED_BLOCKWISE = Variant(
+    averaging="sum",
+    reset_grad_average=True,
+    pair_momentum=0.9,
+    averaged_gradient="scaled",
+    pair_threshold=-math.inf,
+    ratio_epsilon=1e-12,
+    normalize_direction=True,
+    same_step=True,
+    decay_outside_blocks=False,
+)
+#: The release of SLIM-QN. What κ was is not known; 0.001 is the value that KFAC is run with.
+RELEASED_FULL = Variant(
+    averaged_gradient="plain",
+    pair_threshold=1e-4,
+    ratio_epsilon=1e-5,
+    recursion_epsilon=1e-5,
+    kl_clip=1e-3,
+    same_step=True,
+)
+NAMES = ("paper", "released")
+
+
+def as_variant(value: object, released: Variant) -> tuple[Variant, frozenset[str]]:
+    """Read what a user may give.
+
+    Args:
+        value: "paper", "released", a mapping of switches with an optional `base` (one of these
+            names; default "paper"), or a `Variant`.
+        released: what "released" stands for.
+
+    Returns:
+        The variant, and the switches that were asked for by their own name.
+
+    Raises:
+        ValueError: an unknown name, switch or value; the message has the nearest valid one.
+    """
+    if isinstance(value, Variant):
+        return value, _departures(value, [field.name for field in fields(Variant)])
+    if isinstance(value, Mapping):
+        named = dict(value)
+        base = _named(named.pop("base", "paper"), released, "variant.base")
+        for key in named:
+            check_choice("switch of variant", key, [field.name for field in fields(Variant)])
+        variant = Variant(**{**base.switches(), **named})
+        return variant, _departures(variant, named)
+    return _named(value, released, "variant"), frozenset()
+
+
+def _departures(variant: Variant, keys: Sequence[str] | Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(key for key in keys if getattr(variant, key) != getattr(PAPER, key))
+
+
+def _named(name: object, released: Variant, key: str) -> Variant:
+    check_choice(key, name, NAMES)
+    return PAPER if name == "paper" else released
+
+
+def check_effects(
+    variant: Variant,
+    asked: frozenset[str],
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    with_outside: bool,
+) -> None:
+    """Refuse switches that were asked for by name and could not change anything.
+
+    A whole variant, asked for as such, is not refused for a part that happens to have no effect.
+
+    Args:
+        variant: the switches.
+        asked: from `as_variant`.
+        groups: the optimizer's `param_groups`.
+        with_outside: whether there are parameters in no block.
+
+    Raises:
+        ValueError: the message says what to change.
+    """
+    betas, direction = groups[0]["betas"], groups[0]["direction"]
+    decays = any(group["weight_decay"] != 0 for group in groups)
+    idle = {
+        "averaging": (not any(betas), "betas=0 keeps no averages", "give betas above 0"),
+        "reset_grad_average": (
+            betas[1] == 0,
+            "the gradient average (betas[1] = 0) begins anew in every step",
+            "give betas[1] above 0",
+        ),
+        "averaged_gradient": (not decays, "there is no weight_decay", "give a weight_decay"),
+        "decay_outside_blocks": (
+            not (decays and with_outside),
+            "no parameter outside the blocks has weight decay",
+            "give outside_blocks and a weight_decay",
+        ),
+        "recursion_epsilon": (
+            direction == "gamma_gradient",
+            "direction='gamma_gradient' has no recursion",
+            "use another direction",
+        ),
+    }
+    for key, (without_effect, reason, remedy) in idle.items():
+        if key in asked and without_effect:
+            raise ValueError(
+                f"variant.{key}={getattr(variant, key)!r} has no effect: {reason}; {remedy} or "
+                f"leave {key} at {getattr(PAPER, key)!r}"
+            )
