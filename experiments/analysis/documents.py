@@ -19,7 +19,7 @@ from experiments.analysis.deviations import ledger_document
 from experiments.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "docs/optimizer.md", "docs/deviations.md")
+DOCUMENTS = ("README.md", "docs/optimizer.md", "docs/distributed.md", "docs/deviations.md")
 # Documents without a line of their own.
 _GENERATED: dict[str, Callable[[Path], str]] = {"docs/deviations.md": ledger_document}
 _OPEN = re.compile(r"^<!-- generated: (?P<path>\S+) -->$")
