@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -285,10 +286,11 @@ def join_ranks(*, use_gpu: bool, timeout_s: float) -> Iterator[Ranks]:
         torch.cuda.set_device(local_rank)
     limit = timedelta(seconds=timeout_s)
     store, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
+    store = _store_of_this_start(store, rank, world_size, timeout_s)
     store.set_timeout(limit)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-        store=PrefixStore("ranks", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=world_size,
         timeout=limit,
@@ -296,6 +298,39 @@ def join_ranks(*, use_gpu: bool, timeout_s: float) -> Iterator[Ranks]:
     yield JoinedRanks(store, timeout_s=timeout_s, local_rank=local_rank)
     # not after an error, when the others may be gone
     dist.destroy_process_group()
+
+
+def _store_of_this_start(store: Store, rank: int, world_size: int, limit_s: float) -> Store:
+    """A part of the store that no earlier start of the ranks has written to.
+
+    torchrun keeps one store over all restarts, and with it the addresses of ranks that are gone;
+    machines may even count their restarts differently. So every rank makes up a name, which the
+    leader answers with the name of this start until all have heard it.
+
+    Raises:
+        TimeoutError: a rank has not come in time.
+    """
+    deadline = time.monotonic() + limit_s
+    if rank != 0:
+        name = uuid.uuid4().hex
+        store.set(f"here/{rank}", name)
+        while not store.check([f"start/{name}"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank 0 has not come within launch.timeout_s={limit_s:g} s")
+            time.sleep(0.02)
+        start = store.get(f"start/{name}").decode()
+        store.set(f"heard/{start}/{rank}", "1")
+        return PrefixStore(start, store)
+    start, missing = uuid.uuid4().hex, list(range(1, world_size))
+    while missing:
+        for other in missing:
+            if store.check([f"here/{other}"]):
+                store.set(f"start/{store.get(f'here/{other}').decode()}", start)
+        missing = [other for other in missing if not store.check([f"heard/{start}/{other}"])]
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"ranks {missing} have not come within {limit_s:g} s")
+        time.sleep(0.02)
+    return PrefixStore(start, store)
 
 
 class _Sum(torch.autograd.Function):

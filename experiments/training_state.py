@@ -151,4 +151,5 @@ def check_same_weights(task: Task, ranks: Ranks, step: int) -> None:
 def _row(states: Tensor, rank: int) -> Tensor | None:
     """A rank's random state of one (k,) or several (ranks, k); None where it has none."""
     rows = states[None] if states.dim() == 1 else states
-    return rows[rank] if rank < len(rows) else None
+    # a copy: torch reads a generator's state from the start of its storage
+    return rows[rank].clone() if rank < len(rows) else None

@@ -21,7 +21,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PRELOADED = ["torch", "torch.distributed", "torch.distributed.checkpoint", "mlbfgs"]
+PRELOADED = [
+    *("torch", "torch.distributed", "torch.distributed.checkpoint", "mlbfgs"),
+    *("experiments.sharded_checkpoint", "experiments.trainer"),
+]
 #: Seconds that the others get to notice that a rank failed.
 GRACE_S = 5.0
 
