@@ -1,0 +1,54 @@
+"""The sizes of a data set, known without reading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.data import cifar, digits
+from experiments.data.settings import CifarSettings, InputSettings, read_dataset
+from experiments.settings import Node, node_name
+
+
+@dataclass(frozen=True)
+class DataShape:
+    """What a network and an epoch need to know of a data set.
+
+    Attributes:
+        num_classes: classes.
+        input_shape: (C, H, W) of one image.
+        train_size: training images.
+        drop_last: whether an epoch leaves out a smaller last batch.
+    """
+
+    num_classes: int
+    input_shape: tuple[int, int, int]
+    train_size: int
+    drop_last: bool = True
+
+
+def data_shape(cfg: Node) -> DataShape:
+    """The shape of the data set that a config node names.
+
+    Args:
+        cfg: the node `dataset`.
+
+    Raises:
+        UserError: a setting that makes no sense.
+    """
+    settings: InputSettings
+    if node_name(cfg, "dataset", ["digits", *cifar.VERSIONS]) == "digits":
+        settings = read_dataset(InputSettings, cfg)
+        raw = digits.load()  # embedded: reading it costs nothing
+        classes, shape, size = raw.num_classes, raw.train.images.shape[1:], len(raw.train)
+    else:
+        settings = read_dataset(CifarSettings, cfg)
+        version = cifar.VERSIONS[settings.name]
+        classes, shape, size = version.num_classes, (3, 32, 32), version.sizes["train"]
+    size -= settings.holdout or 0
+    channels, height, width = shape
+    return DataShape(
+        classes,
+        (channels, height, width),
+        min(size, settings.train_limit or size),
+        settings.drop_last,
+    )
