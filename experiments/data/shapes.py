@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from experiments.data import cifar, digits
 from experiments.data.settings import CifarSettings, InputSettings, read_dataset
+from experiments.errors import UserError
 from experiments.settings import Node, node_name
 
 
@@ -35,20 +36,33 @@ def data_shape(cfg: Node) -> DataShape:
     Raises:
         UserError: a setting that makes no sense.
     """
+    name = node_name(cfg, "dataset", ["digits", "imagenet", *cifar.VERSIONS])
+    if name == "imagenet":
+        return _imagenet(cfg)
     settings: InputSettings
-    if node_name(cfg, "dataset", ["digits", *cifar.VERSIONS]) == "digits":
+    if name == "digits":
         settings = read_dataset(InputSettings, cfg)
         raw = digits.load()  # embedded: reading it costs nothing
         classes, shape, size = raw.num_classes, raw.train.images.shape[1:], len(raw.train)
     else:
         settings = read_dataset(CifarSettings, cfg)
-        version = cifar.VERSIONS[settings.name]
+        version = cifar.VERSIONS[name]
         classes, shape, size = version.num_classes, (3, 32, 32), version.sizes["train"]
-    size -= settings.holdout or 0
+    size = min(size - (settings.holdout or 0), settings.train_limit or size)
     channels, height, width = shape
+    return DataShape(classes, (channels, height, width), size, settings.drop_last)
+
+
+def _imagenet(cfg: Node) -> DataShape:
+    from experiments.data.imagenet import ImageNetSettings  # imports torchvision
+
+    settings = read_dataset(ImageNetSettings, cfg)
+    if settings.train_images is None:
+        raise UserError("dataset.train_images=null: a plan needs the number of training images")
+    size = settings.train_images - (settings.holdout or 0)
     return DataShape(
-        classes,
-        (channels, height, width),
+        settings.num_classes,
+        (3, settings.crop, settings.crop),
         min(size, settings.train_limit or size),
         settings.drop_last,
     )

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments import plan as plan_command
+from experiments.composition import compose_config
 from experiments.cost_plan import META, CostPlan, make_plan, predict
+from experiments.data import build_data
 from experiments.data.shapes import DataShape, data_shape
 from experiments.models import build_model
 from experiments.plan import main, read_hardware
@@ -217,6 +219,18 @@ def test_billions_of_parameters_on_1024_ranks_are_planned_without_memory(
     numbers = found["memory_bytes"]["optimizer: history"] / 4
     assert numbers == pytest.approx(2 * 10 * found["parameters"] / 1024, rel=1e-6)
     assert found["images"] == 4
+
+
+def test_shapes_are_those_of_the_data(tmp_path: Path) -> None:
+    spec = run_spec(tmp_path, **{"dataset.holdout": 200, "dataset.drop_last": False})
+    data = build_data(spec.config.dataset, batch_size=64, seed=0, device="cpu")
+    shape = data_shape(spec.config.dataset)
+    assert shape == DataShape(data.num_classes, data.input_shape, data.train_size, False)
+    assert planned(spec, 1).steps_per_epoch == data.batches_per_epoch
+    for name, size in (("cifar10", (3, 32, 32)), ("imagenet", (3, 224, 224))):
+        config = compose_config([f"dataset={name}"]).dataset
+        assert data_shape(config).input_shape == size
+    assert data_shape(config) == DataShape(1000, (3, 224, 224), 1_281_167)
 
 
 def test_report_names_every_assumption_and_every_source(capsys: pytest.CaptureFixture[str]) -> None:
