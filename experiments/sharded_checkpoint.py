@@ -11,6 +11,7 @@ rank gathers anything.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import warnings
@@ -33,6 +34,7 @@ MANIFEST = "manifest.json"
 PLAIN = "plain.pt"
 # A dictionary with this key alone stands in the place of a tensor.
 _TENSOR = "@tensor"
+_CUT_SHORT = ("unexpected pos", "PytorchStreamWriter failed")
 
 
 def write(folder: Path, state: dict[str, Any], ranks: Ranks, *, header: dict[str, Any]) -> str:
@@ -194,11 +196,16 @@ def _told(ranks: Ranks, write_it: Any) -> None:
 
 
 def _first_os_error(error: CheckpointException) -> Exception:
-    """What a rank met while it wrote; a RuntimeError where that was no error of the system."""
+    """What a rank met while it wrote; a RuntimeError where that was no error of the system.
+
+    torch's writer takes what is left of a write that the system cut short for an error of its own.
+    """
     rank, (met, _) = sorted(error.failures.items())[0]
     cause: BaseException | None = met
     while cause is not None:
         if isinstance(cause, OSError):
             return cause
+        if any(word in str(cause) for word in _CUT_SHORT):
+            return OSError(errno.EIO, "the disk did not take all of it")
         cause = cause.__cause__ or cause.__context__
     return RuntimeError(f"rank {rank} could not write its share of a checkpoint: {met}")
