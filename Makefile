@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations prepare-imagenet documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations prepare-imagenet documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -69,6 +69,15 @@ reproduce-deviations: $(STAMP) ## what our reading of an unclear place changes, 
 prepare-imagenet: $(STAMP) ## SRC=originals DST=folder: check and resize every image once (ARGS="--form raw")
 	@$(if $(and $(SRC),$(DST)),,$(error usage: make prepare-imagenet SRC=/path/to/originals DST=/path/to/prepared))
 	$(BIN)/python -m experiments.data.prepare "$(SRC)" "$(DST)" $(ARGS)
+
+PLAN := dataset=imagenet --model torchvision:resnet50 train.batch_size=512 optimizer=mlbfgs \
+	optimizer.update_interval=50 launch.nproc=8
+
+bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a minute)
+	$(BIN)/python -m experiments.plan $(PLAN) 'optimizer.blocks="resblocks:2"' \
+	  optimizer.distribution=blocks > results/benchmarks/plan_resnet50_blocks.txt
+	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \
+	  > results/benchmarks/plan_resnet50_sharded.txt
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, help="classes, instead of the data set's")
     parser.add_argument("--utilisation", type=float, help="share of the peak FLOPs, 0 to 1")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         cost, machines, assumed = _plan(options)
     except UserError as error:

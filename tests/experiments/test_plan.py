@@ -25,7 +25,7 @@ from experiments.ranks import JoinedRanks
 from experiments.spec import RunSpec
 from experiments.task import build_task
 from mlbfgs.checkpoint import StateShard
-from tests.experiments.run_configs import run_spec
+from tests.experiments.run_configs import ROOT, run_spec
 from tests.gloo import run_ranks
 
 ADAM = {"name": "adam", "_target_": "torch.optim.Adam", "lr": 0.01}
@@ -219,6 +219,18 @@ def test_billions_of_parameters_on_1024_ranks_are_planned_without_memory(
     numbers = found["memory_bytes"]["optimizer: history"] / 4
     assert numbers == pytest.approx(2 * 10 * found["parameters"] / 1024, rel=1e-6)
     assert found["images"] == 4
+
+
+def test_committed_plans_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["dataset=imagenet", "--model", "torchvision:resnet50", "train.batch_size=512"]
+    line += ["optimizer=mlbfgs", "optimizer.update_interval=50", "launch.nproc=8"]
+    for name, more in (
+        ("blocks", ['optimizer.blocks="resblocks:2"', "optimizer.distribution=blocks"]),
+        ("sharded", ["optimizer.distribution=sharded"]),
+    ):
+        assert main([*line, *more]) == 0
+        committed = (ROOT / f"results/benchmarks/plan_resnet50_{name}.txt").read_text()
+        assert capsys.readouterr().out == committed, "run make bench-plan"
 
 
 def test_shapes_are_those_of_the_data(tmp_path: Path) -> None:
