@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlbfgs import plan
 from mlbfgs.checkpoint import StateShard
-from mlbfgs.exchange import buckets_of
+from mlbfgs.exchange import Route, buckets_of
 from mlbfgs.layout import Layout, Spread
 from mlbfgs.sharding import boxes, even_ranges, overlap, owners_of_blocks, ranges_of_owners
 
@@ -112,6 +112,14 @@ def test_buckets_carry_every_number_once_from_the_rank_that_keeps_it(
     assert all(bool((count == 1).all()) for count in carried)
     assert [b.rank for b in buckets if b.tagged] == list(range(world_size))
     assert sum(b.nbytes for b in buckets) == 8 * world_size + sum(p.nbytes for p in params)
+
+
+def test_an_exchange_goes_through_two_small_buffers_however_many_numbers_there_are():
+    layout = Layout([torch.empty(10_000)], [0], [0], Spread("sharded", 0, 2))
+    route = Route(layout, [torch.float32], 1024)
+    messages = [route.message(k) for k in range(len(route.buckets))]
+    assert len(messages) == 40 and max(message.nbytes for message in messages) == 1024 + 8
+    assert len({message.data_ptr() for message in messages}) == 2
 
 
 def test_segments_of_all_ranks_cover_the_blocks():
