@@ -23,8 +23,8 @@ EXPERIMENTS = (
     "released",
 )
 OPTIMIZERS = (
-    *("adadelta", "adagrad", "adam", "adamw", "kfac", "lbfgs", "mlbfgs", "muon", "sgd"),
-    *("sgd_normalized", "shampoo", "slbfgs", "slimqn", "soap"),
+    *("adadelta", "adagrad", "adam", "adamw", "kfac", "lbfgs", "mlbfgs", "mlbfgs_released", "muon"),
+    *("sgd", "sgd_normalized", "shampoo", "slbfgs", "slimqn", "slimqn_released", "soap"),
 )
 SCALES = ("full", "reduced", "smoke")
 

@@ -139,27 +139,44 @@ def alternating(names: list[str], sizes: list[int]) -> list[int]:
     return [i % 2 for i in range(len(sizes))]
 
 
-#: Two blocks without momentum; the shortest interval and history that there are.
+#: Two blocks without momentum; the shortest interval and history that there are; what the released
+#: code does; the controls.
 VARIANTS = [
     subject_of(
         MLBFGS, {"blocks": alternating, "momentum": 0.0, "betas": (0.9, 0.8)}, name="two blocks"
     ),
     subject_of(MLBFGS, {"history_size": 1, "update_interval": 1, "lr": 0.01}, name="shortest"),
+    subject_of(MLBFGS, {"variant": "released"}, name="released"),
+    subject_of(SLIMQN, {"variant": "released"}, name="released SLIMQN"),
+    subject_of(MLBFGS, {"direction": "gamma_gradient"}, name="gamma_gradient"),
+    subject_of(MLBFGS, {"direction": "norm_matched_gradient"}, name="norm_matched_gradient"),
 ]
+#: As long as H g, but along g: too long where the loss is steep, and H g would have turned away.
+DIVERGES = {"norm_matched_gradient": {"plain_loop": ("fail", "the loss goes from")}}
+#: The switches have their own code in the passes of a step, so that these meet every check.
+EVERYWHERE = ("released", "released SLIMQN", "gamma_gradient", "norm_matched_gradient")
 
 
 @pytest.mark.parametrize(
     "bound",
     [
-        pytest.param(bound, id=str(bound))
+        pytest.param(bound, id=str(bound), marks=[pytest.mark.slow] if slow else [])
         for subject in VARIANTS
         for bound in conformance_checks(subject)
-        if bound.check.section in ("Traps", "State")
+        if not bound.check.slow
+        if (common := bound.check.section in ("Traps", "State")) or subject.name in EVERYWHERE
+        for slow in [not common]
     ],
 )
-def test_other_settings_pass_traps_and_state(bound: BoundCheck):
+def test_other_settings_pass_traps_and_state_and_switches_all(bound: BoundCheck):
     outcome = bound.run()
-    assert outcome.status == "pass", f"{outcome.reason}\n{outcome.details}"
+    if outcome.status == "not run":
+        pytest.skip(outcome.reason)
+    expected = {**REFUSED_BY_US, **DIVERGES.get(bound.subject.name, {})}
+    status, reason = expected.get(bound.check.name, ("pass", ""))
+    assert (outcome.status, reason in outcome.reason) == (status, True), (
+        f"{outcome.status}: {outcome.reason}\n{outcome.details}"
+    )
 
 
 @pytest.mark.parametrize("name", ["MLBFGS", "SLIMQN"])
