@@ -51,8 +51,10 @@ class Ranks:
         rank: which one this is, from 0.
         world_size: how many there are.
         local_rank: which one on this machine.
+        joined: whether there is a process group, if only of one.
     """
 
+    joined = False
     rank = 0
     world_size = 1
     local_rank = 0
@@ -138,6 +140,7 @@ class JoinedRanks(Ranks):
     """
 
     def __init__(self, store: Store, *, timeout_s: float, local_rank: int):
+        self.joined = True
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.local_rank = local_rank

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +20,8 @@ from experiments.passes import NeedsPasses, Passes
 from experiments.ranks import ALONE, Ranks
 from experiments.spec import RunSpec
 from experiments.synchronised_batchnorm import synchronise_batchnorm
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
     parallel = ranks.parallel(model)
     if parallel is not model:
         _settle(parallel, torch.zeros(2, *data.input_shape, device=device))
-    optimizer = build_optimizer(config.optimizer, model)
+    optimizer = build_optimizer(_optimizer_config(config.optimizer, ranks), model)
     _check_parts(optimizer, spec, ranks)
     passes = None
     if isinstance(optimizer, NeedsPasses):
@@ -98,6 +102,17 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
         except ValueError as error:
             raise UserError(f"optimizer {spec.optimizer!r}: {error}") from error
     return Task(data, model, optimizer, memory_format, passes, parallel)
+
+
+def _optimizer_config(config: DictConfig, ranks: Ranks) -> DictConfig:
+    """The optimizer's config; one process alone keeps what ranks would divide between them."""
+    if ranks.joined or config.get("distribution") not in ("blocks", "sharded"):
+        return config
+    logger.info("optimizer.distribution=%s: one process keeps everything", config.distribution)
+    alone = config.copy()
+    OmegaConf.set_readonly(alone, False)
+    alone.distribution = "replicated"
+    return alone
 
 
 def _settle(parallel: nn.Module, images: torch.Tensor) -> None:

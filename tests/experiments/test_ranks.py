@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,34 @@ def test_any_number_of_ranks_trains_as_one(tmp_path: Path) -> None:
     per_rank = run_spec(tmp_path / "per rank", **RUN, **RESNET)
     run_ranks(train, 2, [per_rank])
     assert (weights(per_rank) - weights(alone["synchronised batchnorm"])).abs().max() > 1e-2
+
+
+@pytest.mark.slow
+def test_what_two_ranks_began_one_and_three_go_on_with(tmp_path: Path) -> None:
+    optimizer = {**MLBFGS, "blocks": 2, "distribution": "blocks"}
+    changes = {**RUN, "optimizer": optimizer, "train.log_interval": 15}
+    begun = run_spec(tmp_path / "2", **changes, **{"train.timeout_s": 1e-9})
+    run_ranks(train, 2, [begun])
+    status = read_status(begun.directory)
+    # full history, in the middle of the epoch
+    assert status is not None and (status.status, status.step) == ("timeout", 15)
+    (folder,) = (begun.directory / "checkpoints").iterdir()
+    assert len(list(folder.glob("*.distcp"))) == 2
+    whole = run_spec(tmp_path / "whole", **changes)
+    assert Trainer(whole).run() == "done"
+    for world_size in (1, 3):
+        spec = run_spec(tmp_path / str(world_size), **changes)
+        shutil.copytree(begun.directory, spec.directory)
+        if world_size == 1:
+            assert Trainer(spec).run() == "done"
+        else:
+            run_ranks(train, world_size, [spec])
+        resumes = json.loads((spec.directory / "meta.json").read_text())["resumes"]
+        assert [(r["step"], r["ranks"]) for r in resumes] == [(15, world_size)]
+        torch.testing.assert_close(weights(spec), weights(whole), rtol=1e-4, atol=1e-5)
+        ends = zip(figures(spec)[-1:], figures(whole)[-1:], strict=True)
+        for mine, theirs in ends:
+            assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 def evaluated(ranks: Ranks, spec: RunSpec) -> tuple[Any, int]:
