@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations prepare-imagenet documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations doctor bench-data prepare-imagenet documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -65,6 +65,12 @@ reproduce-released: $(STAMP) ## the released code's departures, switched on and 
 reproduce-deviations: SCALE = reduced
 reproduce-deviations: $(STAMP) ## what our reading of an unclear place changes, one at a time (SCALE=reduced, JOBS=1)
 	$(BIN)/python -m experiments.reproduce deviations --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
+
+doctor: $(STAMP) ## what this machine has and what a run needs (ARGS="experiment=cifar10_resnet18")
+	$(BIN)/python -m experiments.doctor $(ARGS)
+
+bench-data: $(STAMP) ## images a second beside torchvision's, on MLBFGS_DATA (about 5 minutes)
+	$(BIN)/python -m experiments.benchmarks.data
 
 prepare-imagenet: $(STAMP) ## SRC=originals DST=folder: check and resize every image once (ARGS="--form raw")
 	@$(if $(and $(SRC),$(DST)),,$(error usage: make prepare-imagenet SRC=/path/to/originals DST=/path/to/prepared))

@@ -36,6 +36,11 @@ DEFAULT_TIMEOUT_S = 600.0
 _WORD_S = 1.5
 
 
+def backends() -> dict[str, bool]:
+    """What ranks can talk through, and whether this torch was built with it."""
+    return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+
+
 class ToldByLeaderError(UserError):
     """A mistake of the user that the leader has told already."""
 
