@@ -83,7 +83,9 @@ class WorkerPool:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        # Not a daemon, which could have no processes that load images; it ends with its parent by
+        # itself (`_end_with_parent`).
+        process = self._context.Process(target=_serve, args=(theirs,))
         with _environment(thread_environment(self._threads)), _interrupts_ignored():
             process.start()
         theirs.close()

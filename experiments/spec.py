@@ -42,6 +42,8 @@ COSMETIC_KEYS = (
     "dataset.cache_dir",
     "dataset.download",
     "dataset.val_labels",
+    # The same of weights: model.pretrained says that the run starts from them.
+    "model.weights",
     # A batch does not depend on who loads it, and the limit only says when to give up.
     "dataset.workers",
     "dataset.max_unreadable",

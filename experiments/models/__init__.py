@@ -11,15 +11,17 @@ from torch import nn
 
 from experiments.errors import UserError
 from experiments.models.mlp import mlp
-from experiments.models.resnet import cifar_resnet, resnet18
+from experiments.models.pretrained import load_pretrained
+from experiments.models.resnet import cifar_resnet, resnet18, resnet50
+from experiments.models.transformer import Enlarged, vision_transformer
 from experiments.settings import Node, node_name, read_settings
 
 __all__ = ["build_model"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet18Settings:
-    """Keys of `model` for ResNet-18."""
+class ResNetSettings:
+    """Keys of `model` for ResNet-18 and ResNet-50."""
 
     name: str
     width: int = 64
@@ -44,9 +46,50 @@ class MLPSettings:
     hidden: tuple[int, ...]
 
 
-ModelSettings = ResNet18Settings | CifarResNetSettings | MLPSettings
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings:
+    """Keys of `model` for the vision transformer of the SLIM-QN paper."""
+
+    name: str
+    layers: int = 6
+    heads: int = 8
+    width: int = 512
+    mlp_width: int = 512
+    patch: int = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeiTTinySettings:
+    """Keys of `model` for DeiT-Tiny.
+
+    Attributes:
+        name: `deit_tiny`.
+        layers: 12 in DeiT-Tiny.
+        mlp_width: 192 as printed, 768 as published.
+        patch: pixels of a token's side.
+        image_size: images are enlarged to so many pixels; null: as the data set gives them.
+        pretrained: start from ImageNet's weights.
+        weights: the file with them; null: from timm's hub.
+    """
+
+    name: str
+    layers: int = 12
+    mlp_width: int = 192
+    patch: int = 4
+    image_size: int | None = None
+    pretrained: bool = False
+    weights: str | None = None
+
+
+DEIT_TINY = "deit_tiny_patch16_224"  # timm's name
+ModelSettings = (
+    ResNetSettings | CifarResNetSettings | MLPSettings | TransformerSettings | DeiTTinySettings
+)
 SETTINGS: dict[str, type[ModelSettings]] = {
-    "resnet18": ResNet18Settings,
+    "resnet18": ResNetSettings,
+    "resnet50": ResNetSettings,
+    "vit": TransformerSettings,
+    "deit_tiny": DeiTTinySettings,
     "cifar_resnet": CifarResNetSettings,
     "mlp": MLPSettings,
 }
@@ -78,10 +121,15 @@ def build_model(cfg: Node, *, num_classes: int, input_shape: tuple[int, int, int
             raise UserError(f"model.hidden = {list(settings.hidden)} must be sizes of 1 or more")
         return mlp(settings.hidden, num_classes=num_classes, input_shape=input_shape)
 
+    if isinstance(settings, TransformerSettings):
+        return _vit(settings, num_classes, input_shape)
+    if isinstance(settings, DeiTTinySettings):
+        return _deit_tiny(settings, num_classes, input_shape)
     if settings.width < 1:
         raise UserError(f"model.width = {settings.width} must be 1 or more")
-    if isinstance(settings, ResNet18Settings):
-        return resnet18(
+    if isinstance(settings, ResNetSettings):
+        build = resnet18 if settings.name == "resnet18" else resnet50
+        return build(
             width=settings.width,
             num_classes=num_classes,
             in_channels=input_shape[0],
@@ -96,3 +144,74 @@ def build_model(cfg: Node, *, num_classes: int, input_shape: tuple[int, int, int
         in_channels=input_shape[0],
         zero_init_residual=settings.zero_init_residual,
     )
+
+
+def _vit(
+    settings: TransformerSettings, num_classes: int, input_shape: tuple[int, int, int]
+) -> nn.Module:
+    _check_sizes(settings, input_shape[1:])
+    for key in ("heads", "width"):
+        if getattr(settings, key) < 1:
+            raise UserError(f"model.{key} = {getattr(settings, key)} must be 1 or more")
+    if settings.width % settings.heads:
+        raise UserError(
+            f"model.heads = {settings.heads} must divide model.width = {settings.width}"
+        )
+    return vision_transformer(
+        layers=settings.layers,
+        heads=settings.heads,
+        width=settings.width,
+        mlp_width=settings.mlp_width,
+        patch=settings.patch,
+        image_size=input_shape[1],
+        num_classes=num_classes,
+        in_channels=input_shape[0],
+    )
+
+
+def _deit_tiny(
+    settings: DeiTTinySettings, num_classes: int, input_shape: tuple[int, int, int]
+) -> nn.Module:
+    size = settings.image_size
+    if size is not None and size <= max(input_shape[1:]):
+        raise UserError(
+            f"model.image_size = {size} must be more than the {max(input_shape[1:])} pixels of the "
+            "images; null leaves them as they are"
+        )
+    if settings.weights is not None and not settings.pretrained:
+        raise UserError(
+            f"model.weights = {settings.weights!r} has no effect: set model.pretrained=true"
+        )
+    pixels = input_shape[1:] if size is None else (size, size)
+    _check_sizes(settings, pixels)
+    model = vision_transformer(
+        layers=settings.layers,
+        heads=3,
+        width=192,
+        mlp_width=settings.mlp_width,
+        patch=settings.patch,
+        image_size=pixels[0],
+        num_classes=num_classes,
+        in_channels=input_shape[0],
+    )
+    if settings.pretrained:
+        load_pretrained(model, hub_name=DEIT_TINY, path=settings.weights)
+    return model if size is None else Enlarged(model, size)
+
+
+def _check_sizes(settings: TransformerSettings | DeiTTinySettings, pixels: tuple[int, int]) -> None:
+    """Check what both transformers have.
+
+    Raises:
+        UserError: a size is below 1, or images do not consist of whole patches.
+    """
+    for key in ("layers", "mlp_width", "patch"):
+        if getattr(settings, key) < 1:
+            raise UserError(f"model.{key} = {getattr(settings, key)} must be 1 or more")
+    height, width = pixels
+    if height != width:
+        raise UserError(f"images of {height}x{width} pixels: this network needs square ones")
+    if height % settings.patch:
+        raise UserError(
+            f"model.patch = {settings.patch} must divide the {height} pixels of the images"
+        )

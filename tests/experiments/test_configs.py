@@ -14,12 +14,17 @@ from experiments.contestants import CONFIG_DIR, optimizers_with_recipe, options
 from experiments.spec import RunSpec
 
 EXPERIMENTS = (
+    "cifar100_deit_tiny",
     "cifar100_resnet18",
     "cifar10_resnet18",
     "cifar10_resnet18_slimqn",
+    "cifar10_vit",
     "controls",
     "deviations",
     "digits_mlp",
+    "imagenet_resnet50",
+    "imagenet_resnet50_slimqn",
+    "imagenet_vit",
     "released",
 )
 OPTIMIZERS = (
@@ -74,6 +79,58 @@ PRINTED = [
     ("cifar10_resnet18_slimqn", "sgd", S_SGD),
     ("cifar10_resnet18_slimqn", "slimqn", S_SLIMQN),
 ]
+
+S_VIT_SLIMQN = {"momentum": 0.9, "damping": 0.99, "betas": [0.99, 0.99], "update_interval": 100}
+# (experiment, optimizer, batch, epochs, schedule, settings): S Tables 3, 4, 6 with Appendix B and
+# C.2, M Tables 5 and 6 with Appendix A.4. The epochs of S Table 3 are not printed (ours: 100).
+COSINE = {"name": "cosine", "min_lr": 1e-4, "warmup_epochs": 0}
+PRINTED_LARGE = [
+    ("cifar100_deit_tiny", "sgd", 256, 50, COSINE, M_SGD),
+    ("cifar100_deit_tiny", "adam", 256, 50, COSINE, M_ADAM),
+    ("cifar100_deit_tiny", "mlbfgs", 256, 50, COSINE, M_MLBFGS | {"blocks": None}),
+    (
+        *("cifar10_vit", "sgd", 1024, 150, {"milestones": [140], "warmup_epochs": 5}),
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    ),
+    (
+        *("cifar10_vit", "slimqn", 1024, 90, {"milestones": [100], "warmup_epochs": 5}),
+        S_VIT_SLIMQN | {"lr": 0.025, "weight_decay": 1e-4, "history_size": 10},
+    ),
+    (
+        *("imagenet_vit", "sgd", 1024, 100, {"milestones": [30, 60, 90], "warmup_epochs": 5}),
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    ),
+    (
+        *("imagenet_vit", "slimqn", 1024, 90, {"milestones": [80], "warmup_epochs": 5}),
+        S_VIT_SLIMQN | {"lr": 0.1, "weight_decay": 0.0, "history_size": 20},
+    ),
+    (
+        *("imagenet_resnet50", "sgd", 512, 100, COSINE),
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4},
+    ),
+    (
+        *("imagenet_resnet50", "adam", 512, 100, COSINE),
+        {"lr": 0.07, "betas": [0.9, 0.999], "weight_decay": 3e-2},
+    ),
+    (
+        *("imagenet_resnet50", "kfac", 512, 100, COSINE),
+        {"lr": 0.06, "momentum": 0.9, "weight_decay": 3e-2, "inverse_update_interval": 50},
+    ),
+    ("imagenet_resnet50", "mlbfgs", 512, 100, COSINE, M_MLBFGS),
+    *(
+        (
+            *("imagenet_resnet50_slimqn", optimizer, 256, 100),
+            {"name": "steps", "milestones": [30, 60, 90], "gamma": 0.1, "warmup_epochs": 2},
+            settings,
+        )
+        for optimizer, settings in (
+            ("sgd", S_SGD),
+            ("kfac", S_KFAC),
+            ("slimqn", S_SLIMQN | {"weight_decay": 2e-4, "update_interval": 30}),
+        )
+    ),
+]
+MODELS = {"deit": "deit_tiny", "vit": "vit", "resnet50": "resnet50"}
 
 
 @cache
@@ -145,6 +202,27 @@ def test_recipe_holds_what_is_printed(
     assert {key: values[key] for key in printed} == printed
     assert config.train.batch_size == 256
     assert config.model.name == "resnet18" and config.model.width == 64
+    assert recipe_note(config) is None
+
+
+@pytest.mark.parametrize(
+    ("experiment", "optimizer", "batch", "epochs", "schedule", "printed"), PRINTED_LARGE
+)
+def test_recipe_of_large_task_holds_what_is_printed(
+    experiment: str,
+    optimizer: str,
+    batch: int,
+    epochs: int,
+    schedule: dict[str, Any],
+    printed: dict[str, Any],
+) -> None:
+    config = composed(experiment, optimizer)
+    assert {key: config.optimizer[key] for key in printed} == printed
+    assert {key: config.schedule[key] for key in schedule} == schedule
+    assert (config.train.batch_size, config.train.epochs) == (batch, epochs)
+    assert config.model.name == MODELS[experiment.split("_")[1]]
+    assert config.dataset.name == experiment.split("_")[0]
+    assert config.dataset.get("synthetic", False) is False
     assert recipe_note(config) is None
 
 

@@ -7,6 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import resnet18 as torchvision_resnet18
+from torchvision.models import resnet50 as torchvision_resnet50
 
 from experiments.errors import UserError
 from experiments.models import build_model
@@ -17,6 +18,11 @@ DIGITS = {"num_classes": 10, "input_shape": (1, 8, 8)}
 RESNET18 = {"name": "resnet18", "width": 64}
 RESNET8 = {"name": "cifar_resnet", "depth": 8, "width": 16}
 MLP = {"name": "mlp", "hidden": [128, 64]}
+VIT = {"name": "vit"}
+DEIT = {"name": "deit_tiny"}
+PUBLISHED_DEIT = DEIT | {"mlp_width": 768, "patch": 16}
+IMAGENET = {"num_classes": 1000, "input_shape": (3, 224, 224)}
+CIFAR100 = {"num_classes": 100, "input_shape": (3, 32, 32)}
 
 
 def parameters(model: nn.Module) -> int:
@@ -31,6 +37,22 @@ def parameters(model: nn.Module) -> int:
         # He et al. (2016), Table 6: 0.27 M; with their option B 2,752 more than the 269,722.
         ("resnet20", CIFAR, 272_474),
         ("resnet8", CIFAR, 78_042),
+        # torchvision's count.
+        ("resnet50", IMAGENET, 25_557_032),
+        # "about 10M parameters" (S Appendix B.2): a layer has 4 w^2 + 4 w of attention,
+        # 2 w^2 + 2 w of MLP and 4 w of norms; patches, class token, positions,
+        # the last norm and the classifier.
+        (
+            "vit",
+            IMAGENET,
+            6 * (6 * 512**2 + 10 * 512) + 512 * (768 + 1 + 1 + 197 + 2 + 1000) + 1000,
+        ),
+        ("vit", CIFAR, 6 * (6 * 512**2 + 10 * 512) + 512 * (768 + 1 + 1 + 5 + 2 + 10) + 10),
+        (
+            "deit_tiny",
+            CIFAR100,
+            12 * (6 * 192**2 + 10 * 192) + 192 * (48 + 1 + 1 + 65 + 2 + 100) + 100,
+        ),
         ("mlp", DIGITS, 64 * 128 + 128 + 128 * 64 + 64 + 64 * 10 + 10),
     ],
 )
@@ -62,6 +84,109 @@ def test_resnet18_has_torchvisions_names_shapes_and_order():
     ours = [(name, parameter.shape) for name, parameter in model.named_parameters()]
     assert ours == [(name, p.shape) for name, p in reference.named_parameters()]
     assert list(model.state_dict()) == list(reference.state_dict())
+
+
+def test_slimqn_vit_has_about_ten_million_parameters():
+    assert 9.5e6 < parameters(build_model(VIT, **CIFAR)) < parameters(build_model(VIT, **IMAGENET))
+    assert parameters(build_model(VIT, **IMAGENET)) < 10.5e6
+
+
+def test_deit_as_published_is_timms():
+    timm = pytest.importorskip("timm")
+    reference = timm.create_model("deit_tiny_patch16_224", num_classes=100)
+    model = build_model(PUBLISHED_DEIT | {"image_size": 224}, **CIFAR100)
+    ours = [(name.removeprefix("network."), p.shape) for name, p in model.named_parameters()]
+    assert ours == [(name, p.shape) for name, p in reference.named_parameters()]
+
+
+def test_enlarged_images_are_those_of_the_published_size():
+    cfg = PUBLISHED_DEIT | {"layers": 1, "patch": 32}
+    torch.manual_seed(0)
+    model = build_model(cfg | {"image_size": 64}, **CIFAR100)
+    torch.manual_seed(0)
+    plain = build_model(cfg, num_classes=100, input_shape=(3, 64, 64))
+    images = torch.randn(2, 3, 32, 32)
+    enlarged = nn.functional.interpolate(images, scale_factor=2, mode="bicubic")
+    assert torch.equal(model(images), plain(enlarged))
+
+
+def test_resnet50_computes_what_torchvisions_computes():
+    torch.manual_seed(0)
+    reference = torchvision_resnet50(num_classes=10).train()
+    model = build_model({"name": "resnet50"}, **CIFAR).train()
+    assert list(model.state_dict()) == list(reference.state_dict())
+    model.load_state_dict(reference.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+    # float32 through 50 layers with the statistics of few numbers; the same operations otherwise.
+    torch.testing.assert_close(model(images), reference(images), rtol=1e-3, atol=1e-3)
+
+
+def saved_weights(path: Path, cfg: dict, **shape) -> Path:
+    torch.manual_seed(7)
+    torch.save({"model": build_model(cfg, **shape).state_dict()}, path)
+    return path
+
+
+SMALL_DEIT = DEIT | {"layers": 1}
+
+
+def test_pretrained_weights_come_from_the_file(tmp_path):
+    path = saved_weights(tmp_path / "deit.pth", SMALL_DEIT, **CIFAR)
+    model = build_model(SMALL_DEIT | {"pretrained": True, "weights": str(path)}, **CIFAR100)
+    state = torch.load(path)["model"]
+    for name, weight in model.state_dict().items():
+        # The classifier of 10 classes does not fit 100 and keeps its own first weights.
+        assert torch.equal(weight, state[name]) != name.startswith("head."), name
+
+
+def test_weights_of_another_patch_and_image_size_are_resampled(tmp_path):
+    published = SMALL_DEIT | {"patch": 16}
+    path = saved_weights(
+        tmp_path / "deit.pth", published, num_classes=10, input_shape=(3, 224, 224)
+    )
+    model = build_model(SMALL_DEIT | {"pretrained": True, "weights": str(path)}, **CIFAR)
+    state = torch.load(path)["model"]
+    assert torch.equal(model.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
+    assert torch.equal(model.pos_embed[:, 0], state["pos_embed"][:, 0])
+    assert model.pos_embed.shape == (1, 65, 192)
+    resampled = pytest.importorskip("timm.layers").resample_patch_embed
+    patches = resampled(state["patch_embed.proj.weight"], [4, 4])
+    assert torch.equal(model.patch_embed.proj.weight, patches)
+
+
+@pytest.mark.parametrize(
+    ("content", "cfg", "message"),
+    [
+        (None, {}, "does not exist: expected a file of weights"),
+        ("text", {}, "cannot be read"),
+        ([1, 2], {}, "holds no state dict of tensors"),
+        ({"fc.weight": torch.zeros(2, 2)}, {}, "holds no vision transformer"),
+        (SMALL_DEIT, {"mlp_width": 768}, r"mlp.fc1.bias of shape \(192,\), .* shape \(768,\)"),
+        (SMALL_DEIT, {"layers": 2}, "has no blocks.1.attn.proj.bias, which the network has"),
+        (SMALL_DEIT | {"layers": 2}, {}, "has blocks.1.attn.proj.bias, which the network has not"),
+    ],
+)
+def test_weights_that_will_not_do_are_one_line(content, cfg, message, tmp_path):
+    path = tmp_path / "weights.pth"
+    if content == "text":
+        path.write_text("not weights")
+    elif isinstance(content, dict) and "name" in content:
+        saved_weights(path, content, **CIFAR)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(SMALL_DEIT | {"pretrained": True, "weights": str(path)} | cfg, **CIFAR)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub._get_safe_alternatives", lambda name: iter(()))
+    with pytest.raises(UserError, match=r"cannot be downloaded .*set model\.weights") as caught:
+        build_model(DEIT | {"pretrained": True, "mlp_width": 768}, **CIFAR)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -119,7 +244,7 @@ def test_resnets_take_the_channels_of_the_data():
     assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("cfg", [RESNET18 | {"width": 4}, RESNET8 | {"width": 4}])
+@pytest.mark.parametrize("cfg", [RESNET18 | {"width": 4}, RESNET8 | {"width": 4}, VIT, DEIT])
 def test_every_parameter_gets_a_gradient(cfg):
     model = build_model(cfg, **CIFAR)
     model(torch.randn(2, 3, 32, 32)).logsumexp(1).sum().backward()
@@ -141,6 +266,15 @@ def test_every_parameter_gets_a_gradient(cfg):
         (MLP | {"hidden": [64, 0]}, r"model.hidden = \[64, 0\] must be sizes"),
         (MLP | {"hidden": 64}, "model.hidden = 64 must be a list"),
         ({"name": "mlp"}, "model.hidden is missing"),
+        ({"name": "resnet50", "width": 0}, "model.width = 0 must be 1 or more"),
+        (VIT | {"patch": 5}, "model.patch = 5 must divide the 32 pixels"),
+        (VIT | {"heads": 7}, "model.heads = 7 must divide model.width = 512"),
+        (VIT | {"heads": 0}, "model.heads = 0 must be 1 or more"),
+        (VIT | {"layers": 0}, "model.layers = 0 must be 1 or more"),
+        (DEIT | {"image_size": 32}, "model.image_size = 32 must be more than the 32 pixels"),
+        (DEIT | {"image_size": 225}, "model.patch = 4 must divide the 225 pixels"),
+        (DEIT | {"mlp_width": 0}, "model.mlp_width = 0 must be 1 or more"),
+        (DEIT | {"weights": "x"}, "model.weights = 'x' has no effect: set model.pretrained=true"),
     ],
 )
 def test_bad_settings_are_one_line(cfg, message):

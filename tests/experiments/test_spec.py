@@ -61,6 +61,7 @@ def test_key_tells_true_from_one():
         ("dataset.cache_dir", "/cache"),
         ("dataset.download", True),
         ("dataset.val_labels", "elsewhere/val.txt"),
+        ("model.weights", "elsewhere/weights.pth"),
         ("dataset.workers", 7),
         ("dataset.max_unreadable", 7),
         ("train.device", "auto"),
