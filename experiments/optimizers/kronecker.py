@@ -120,13 +120,27 @@ def eigenbases(factors: Factors) -> dict[str, Tensor]:
     result = {}
     for side, factor in (("inputs", factors.inputs), ("outputs", factors.outputs)):
         if torch.isfinite(factor).all():
-            values, vectors = torch.linalg.eigh(factor)
+            values, vectors = _eigh(factor)
         else:
             vectors = torch.full_like(factor, math.nan)
             values = vectors[0]
         result[f"{side}_eigenvalues"] = values.clamp(min=0)
         result[f"{side}_eigenvectors"] = vectors
     return result
+
+
+def _eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors; in float64 where LAPACK gives up in float32.
+
+    It does on factors of a rank far below their size, as few images in a wide layer make them.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(factor)
+    except torch.linalg.LinAlgError:
+        if factor.dtype == torch.float64:
+            raise
+        values, vectors = torch.linalg.eigh(factor.double())
+    return values.to(factor.dtype), vectors.to(factor.dtype)
 
 
 def damped_inverses(

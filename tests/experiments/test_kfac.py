@@ -659,3 +659,24 @@ def test_command_trains_in_a_worker(tmp_path: Path) -> None:
     assert status is not None and status.status == "done"
     epochs = [r for r in read_metrics(directory / "metrics.jsonl") if r["kind"] == "epoch"]
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+
+
+def test_factor_that_defeats_single_precision_is_solved_in_double(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # LAPACK's failure depends on its version, so that it is played here: the rest is real.
+    eigh = torch.linalg.eigh
+
+    def fails_in_single(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        values, vectors = eigh(matrix)
+        return values, vectors
+
+    columns = torch.randn(30, 3)
+    factor = columns @ columns.T
+    monkeypatch.setattr(torch.linalg, "eigh", fails_in_single)
+    bases = kronecker.eigenbases(kronecker.Factors(factor, factor))
+    values, vectors = bases["inputs_eigenvalues"], bases["inputs_eigenvectors"]
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors @ values.diag() @ vectors.T, factor, rtol=1e-5, atol=1e-5)
