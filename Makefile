@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations doctor bench-data prepare-imagenet documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against contro
 bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward and backward pass (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_cost
 
+bench-step-cost: $(STAMP) ## one step of each optimizer on ResNet-50 at 224 px, batch 64, beside the paper's ratios
+	$(BIN)/python -m experiments.benchmarks.optimizer_cost --experiment imagenet_resnet50 --batch 64 --optimizers sgd,adam,kfac,slimqn,mlbfgs --rounds 3 --name step_cost_resnet50
+
 bench-distributed: $(STAMP) ## what each rank keeps and what ranks tell each other, at 1, 2 and 4 ranks (about 5 minutes)
 	$(BIN)/python -m experiments.benchmarks.distributed
 
@@ -84,6 +87,36 @@ bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a 
 	  optimizer.distribution=blocks > results/benchmarks/plan_resnet50_blocks.txt
 	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \
 	  > results/benchmarks/plan_resnet50_sharded.txt
+
+# The papers' tables and figures: on all GPUs found, resumed when typed again. SCALE=smoke takes minutes
+# on a CPU; DRY=1 prints the plan and the commands.
+PAPERS := reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit
+$(PAPERS): SCALE = full
+RANKS := auto
+DRY :=
+reproduce = $(BIN)/python -m experiments.reproduce $(1) --scale $(SCALE) --jobs $(JOBS) --ranks $(RANKS) --results-dir $(RESULTS) $(if $(DRY),--plan)
+
+reproduce-imagenet-r50: $(STAMP) ## ResNet-50 on ImageNet: mL-BFGS paper, Table 4 and Figure 4; SLIM-QN paper, Figure 2 (SCALE=full, DRY=)
+	$(call reproduce,imagenet_resnet50)
+	$(call reproduce,imagenet_resnet50_slimqn)
+
+reproduce-imagenet-vit: $(STAMP) ## ViT on ImageNet: SLIM-QN paper, Figure 3 (SCALE=full, DRY=)
+	$(call reproduce,imagenet_vit)
+
+reproduce-cifar10-r18: $(STAMP) ## ResNet-18 on CIFAR-10: mL-BFGS paper, Table 3; SLIM-QN paper, Figure 5 (SCALE=full, DRY=)
+	$(call reproduce,cifar10_resnet18)
+	$(call reproduce,cifar10_resnet18_slimqn)
+
+reproduce-cifar100-r18: $(STAMP) ## ResNet-18 on CIFAR-100: mL-BFGS paper, Table 3 (SCALE=full, DRY=)
+	$(call reproduce,cifar100_resnet18)
+
+reproduce-cifar100-deit: $(STAMP) ## DeiT-Tiny on CIFAR-100: mL-BFGS paper, Table 3 (SCALE=full, DRY=)
+	$(call reproduce,cifar100_deit_tiny)
+
+reproduce-cifar10-vit: $(STAMP) ## ViT on CIFAR-10: SLIM-QN paper, Figure 6 (SCALE=full, DRY=)
+	$(call reproduce,cifar10_vit)
+
+reproduce-all: $(PAPERS) ## all of these, one after the other
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

@@ -26,6 +26,7 @@ from pathlib import Path
 from experiments.composition import compose_config, recipe_note
 from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
+from experiments.launch import launch
 from experiments.outcome import Outcome, finished_outcome, freeze
 from experiments.pool import WorkerPool
 from experiments.progress import Progress
@@ -77,6 +78,8 @@ class Campaign:
         scale: full, reduced or smoke.
         results_dir: where `runs/` and `summary/` are.
         overrides: further Hydra overrides, the same for all runs.
+        ranks: processes that train each run together; 1: the pool's own.
+        outlook: print data, disk and predicted hours before the runs.
         tuned: settings that a search chose, for each optimizer; they win over the recipe.
     """
 
@@ -87,6 +90,8 @@ class Campaign:
     scale: str
     results_dir: Path
     overrides: tuple[str, ...] = ()
+    ranks: int = 1
+    outlook: bool = False
     tuned: Chosen | None = None
 
     @property
@@ -102,7 +107,8 @@ class Campaign:
         group, _, name = choice.partition("=")
         tuned = self.tuned.overrides(name) if self.tuned and group == "optimizer" else ()
         first = [f"experiment={self.experiment}", choice, f"scale={self.scale}"]
-        return [*first, *tuned, *self.overrides]
+        launch = ["launch=torchrun", f"launch.nproc={self.ranks}"] if self.ranks > 1 else []
+        return [*first, *launch, *tuned, *self.overrides]
 
     def compose(self) -> Plan:
         """Compose every run, seed by seed, so that a part of a campaign compares as well.
@@ -163,6 +169,12 @@ def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
         freeze(spec)
     threads = None if jobs == 1 else max(1, available_cores() // jobs)
     progress = Progress(missing, finished_before=len(outcomes))
+    if any(spec.config.launch.name == "torchrun" for spec in missing):
+        for spec in missing:
+            progress.show((spec.directory,))
+            outcomes.append(launch(spec))
+            progress.ended(outcomes[-1])
+        return outcomes
     with WorkerPool(min(jobs, len(missing)), threads) as pool:
         for report in pool.outcomes([spec.directory for spec in missing]):
             if isinstance(report, Outcome):
@@ -199,7 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if command.plan:
             print(plan_text(campaign, plan))
+            _show_outlook(campaign, plan)
             return 0
+        if campaign.outlook:
+            print(_headline(campaign, plan))
+        problem = _show_outlook(campaign, plan)
+        if problem is not None:
+            raise problem
         outcomes = run_missing(plan.specs, jobs=command.jobs)
         if plan.waiting:
             before = {spec.directory for spec in plan.specs}
@@ -217,6 +235,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _show_outlook(campaign: Campaign, plan: Plan) -> UserError | None:
+    """Print what a campaign with `--ranks` will meet; returns why it cannot start, if it cannot."""
+    missing = [spec for spec in plan.specs if finished_outcome(spec) is None]
+    if not campaign.outlook or not missing:
+        return None
+    # Imported here because it loads torch.
+    from experiments.outlook import look_ahead
+
+    outlook = look_ahead(missing, ranks=campaign.ranks, results_dir=campaign.results_dir)
+    print("\n".join(outlook.lines), flush=True)
+    return outlook.problem
 
 
 def status_table(campaign: Campaign, plan: Plan) -> str:
@@ -301,6 +332,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
+    parser.add_argument(
+        "--ranks",
+        help="train each run on so many ranks, or auto: on all GPUs found; prints data, disk and "
+        "predicted hours first",
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--plan", action="store_true", help="print the missing runs' commands")
     shown.add_argument("--status", action="store_true", help="print how far each run is")
@@ -326,6 +362,9 @@ def _campaign(arguments: argparse.Namespace) -> Campaign:
             raise UserError(f"{item}: write {OPTION_OF[key]} instead of this override")
     optimizers, chosen_arms = _contestants(arguments)
     seeds = seeds_of(arguments.seeds)
+    ranks = _ranks(arguments.ranks, arguments.scale)
+    if ranks > 1 and arguments.jobs > 1:
+        raise UserError(f"--jobs {arguments.jobs} with --ranks {ranks}: use --jobs 1 or --ranks 1")
     tuned = None if arguments.tuned is None else Chosen.load(arguments.tuned)
     if tuned is not None:
         tuned.check(arguments.experiment, seeds)
@@ -339,8 +378,27 @@ def _campaign(arguments: argparse.Namespace) -> Campaign:
         scale=arguments.scale,
         results_dir=arguments.results_dir,
         overrides=tuple(arguments.overrides),
+        ranks=ranks,
+        outlook=arguments.ranks is not None,
         tuned=tuned,
     )
+
+
+def _ranks(text: str | None, scale: str) -> int:
+    """Read `--ranks`.
+
+    Raises:
+        UserError: it is no number of ranks.
+    """
+    if text is None:
+        return 1
+    if text == "auto":
+        from experiments.outlook import ranks_found  # loads torch
+
+        return ranks_found(scale)
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--ranks {text!r} must be auto or a number of at least 1")
+    return int(text)
 
 
 def _contestants(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -45,6 +46,9 @@ def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> Non
         ("digits_mlp --seeds -1", "--seeds '-1'"),
         ("digits_mlp --scale huge", "scale=huge does not exist"),
         ("digits_mlp --jobs 0", "--jobs 0"),
+        ("digits_mlp --ranks two", "--ranks 'two' must be auto or a number of at least 1"),
+        ("digits_mlp --ranks 0", "--ranks '0'"),
+        ("digits_mlp --ranks 2 --jobs 2", "--jobs 2 with --ranks 2: use --jobs 1 or --ranks 1"),
         ("digits_mlp seed=3", "write --seeds"),
         ("digits_mlp optimizer=sgd", "write --optimizers"),
         ("digits_mlp train.epoch=3", "did you mean 'epochs'"),
@@ -153,3 +157,42 @@ def _write(spec: RunSpec, status: RunStatus) -> None:
 def _reset(specs: list[RunSpec]) -> None:
     for spec in specs:
         (spec.directory / "status.json").unlink(missing_ok=True)
+
+
+def test_outlook_says_what_is_missing_before_anything_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "results"
+    arguments = ["imagenet_vit", "--ranks", "8", "--results-dir", str(folder), "--optimizers"]
+    arguments += ["sgd,slimqn", f"dataset.root={tmp_path / 'absent'}"]
+    assert main([*arguments, "--plan"]) == 0
+    planned = capfd.readouterr().out
+    assert planned.count("launch=torchrun launch.nproc=8") == 6
+    assert main(arguments) == 2
+    said = capfd.readouterr()
+    for text in (planned, said.out):
+        assert "6 runs, 0 finished, 6 to run" in text
+        assert f"missing: ImageNet was not found: dataset.root = '{tmp_path / 'absent'}'" in text
+        assert "GB free for checkpoints" in text and "hours for 6 runs on 8 of 8 x" in text
+    assert said.err.startswith("error: ImageNet was not found") and said.err.count("\n") == 1
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_smoke_of_imagenet_trains_on_generated_images_and_does_nothing_twice(
+    ranks: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["imagenet_resnet50", "--scale", "smoke", "--seeds", "0", "--ranks", ranks]
+    arguments += ["--optimizers", "mlbfgs", "--results-dir", str(tmp_path), "train.device=cpu"]
+    assert main(arguments) == 0
+    said = capfd.readouterr().out
+    assert f"ranks     {ranks}" in said and "64 training and 32 test images (generated)" in said
+    assert "M-T4" in said and "M-F4" in said
+    (meta,) = tmp_path.glob("runs/imagenet_resnet50/mlbfgs/*/meta.json")
+    assert json.loads(meta.read_text())["ranks"] == int(ranks)
+    written = meta.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert "1 runs, 1 finished, 0 to run" in capfd.readouterr().out
+    assert meta.stat().st_mtime_ns == written
