@@ -194,7 +194,7 @@ class SLBFGS(Optimizer):
     def _precondition_(self, v: Tensor) -> None:
         """v <- H v = γ v + Wᵀ C W v (`mlbfgs.compact`)."""
         history, n = self._history, len(v)
-        sums = history.new_sums()
+        (sums,) = history.new_sums()
         history.project(sums, 0, 0, n, v)
         rows = history.coefficients(sums[:, : 2 * history.history_size]).to(v.dtype)
         history.combine_(history.gamma.to(v.dtype), rows, 0, 0, n, v)
