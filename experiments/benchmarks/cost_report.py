@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.benchmarks.report import origin_line, table
 
+_NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 _HEAD = [
     *("optimizer", "ordinary step, s", "more, every so many steps", "optimizer, s"),
     *("further passes, s", "iteration / SGD's", "state, bytes a parameter"),
@@ -23,8 +24,9 @@ def markdown(result: dict[str, Any]) -> str:
     network = result["network"]
     sections = [
         "# Cost of one step of every optimizer",
-        f"ResNet-18 of width {network['width']}, {network['input_shape'][1]} x "
-        f"{network['input_shape'][2]} pixels, batch {result['batch']}, float32, "
+        f"{_NETWORKS.get(network['name'], network['name'])} of width {network['width']}, "
+        f"{network['input_shape'][1]} x {network['input_shape'][2]} pixels, "
+        f"batch {result['batch']}, float32, "
         f"{result['threads']} threads; forward and backward pass "
         f"{result['forward_backward_s']:.3f} s. Medians of {result['rounds']} interleaved rounds; "
         "optimizers that need passes over a batch themselves took part in "
@@ -33,9 +35,13 @@ def markdown(result: dict[str, Any]) -> str:
         "Seconds of the optimizer are those of an ordinary step, and of what it does every so many "
         "steps, spread over them; so are those of the further passes, which for b_H images are "
         "measured on one batch and taken in proportion. An iteration is forward and backward "
-        "pass, further passes and optimizer. Settings: the recipes of `cifar10_resnet18`, or else "
-        "the optimizer's defaults.",
+        "pass, further passes and optimizer. Settings: the recipes of "
+        f"`{result.get('experiment', 'cifar10_resnet18')}`, or else the optimizer's defaults.",
     ]
+    printed: dict[str, float] = result.get("printed_over_sgd", {})
+    if printed:
+        ratios = ", ".join(f"{name} {value:.3f}" for name, value in printed.items())
+        sections.append(f"Epoch over SGD's in the mL-BFGS paper's Table 4: {ratios}.")
     sections += [f"Not measured: {name} ({why})." for name, why in result["left_out"].items()]
     return "\n\n".join(sections) + "\n"
 

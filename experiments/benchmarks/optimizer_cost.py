@@ -1,12 +1,16 @@
-"""What one step of every optimizer costs, beside a forward and a backward pass.
+r"""What one step of every optimizer costs, beside a forward and a backward pass.
 
     python -m experiments.benchmarks.optimizer_cost [--optimizers sgd,kfac] [--batch 128]
+    python -m experiments.benchmarks.optimizer_cost --experiment imagenet_resnet50 --batch 64 \
+        --optimizers sgd,adam,kfac,slimqn,mlbfgs --rounds 3 --name step_cost_resnet50
 
-ResNet-18 at CIFAR-10's shapes, settings of the recipes of `cifar10_resnet18`. Work that an
-optimizer does every T steps (pairs, factors, inverses, full gradients) is measured in steps of its
-own, at a shorter interval, and spread over the interval of its config. All optimizers take turns in
-every round of one process, and medians are compared, so that the ratios hold on a busy machine;
-those that need real passes over a batch (hooks, further gradients) take part in fewer rounds.
+ResNet-18 at CIFAR-10's shapes and the settings of its recipes, or the network, shapes and recipes
+of another experiment; beside the ratios that the mL-BFGS paper's Table 4 gives for ResNet-50. Work
+that an optimizer does every T steps (pairs, factors, inverses, full gradients) is measured in steps
+of its own, at a shorter interval, and spread over the interval of its config. All optimizers take
+turns in every round of one process, and medians are compared, so that the ratios hold on a busy
+machine; those that need real passes over a batch (hooks, further gradients) take part in fewer
+rounds.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from experiments.benchmarks.measure import pairs_like_training, state_bytes, tim
 from experiments.composition import compose_config
 from experiments.contestants import options
 from experiments.data import Batch
+from experiments.data.shapes import data_shape
 from experiments.errors import UserError, nearest
 from experiments.models import build_model
 from experiments.optimizers import build_optimizer
@@ -43,9 +48,7 @@ from experiments.task import choose_device
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "cifar10_resnet18"
-TRAIN_SIZE = 50_000
-INPUT_SHAPE = (3, 32, 32)
-CLASSES = 10
+PRINTED = Path(__file__).resolve().parents[2] / "results/paper/mlbfgs.yaml"
 #: Small, so that the weights stay finite; no cost depends on it.
 LEARNING_RATE = 1e-4
 #: So many sets of gradients take turns: differences of neighbours make pairs.
@@ -80,16 +83,23 @@ EVENTS = (
 
 
 class OneBatch:
-    """A data set of one batch of noise."""
+    """A data set of one batch of noise, in the shapes of an experiment.
 
-    num_classes = CLASSES
-    input_shape = INPUT_SHAPE
+    Args:
+        size: images.
+        device: where they are.
+        experiment: whose shapes they have.
+    """
+
     batches_per_epoch = 1
 
-    def __init__(self, size: int, device: torch.device):
+    def __init__(self, size: int, device: torch.device, experiment: str = EXPERIMENT):
+        shape = data_shape(compose_config([f"experiment={experiment}"]).dataset)
+        self.experiment, self.images_of_epoch = experiment, shape.train_size
+        self.num_classes, self.input_shape = shape.num_classes, shape.input_shape
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(size, *INPUT_SHAPE, generator=generator).to(device)
-        labels = torch.randint(CLASSES, (size,), generator=generator).to(device)
+        images = torch.randn(size, *self.input_shape, generator=generator).to(device)
+        labels = torch.randint(self.num_classes, (size,), generator=generator).to(device)
         self.batch = Batch(images.contiguous(memory_format=torch.channels_last), labels)
         self.train_size = self.test_size = size
 
@@ -130,13 +140,13 @@ class Contender:
         gradients: Sequence[Sequence[Tensor]],
         device: torch.device,
     ):
-        config = compose_config([f"experiment={EXPERIMENT}", f"optimizer={name}"]).optimizer
+        config = compose_config([f"experiment={data.experiment}", f"optimizer={name}"]).optimizer
         self.settings: dict[str, Any] = dict(OmegaConf.to_container(config))  # type: ignore[arg-type]
         self.events = [event for event in EVENTS if event.key in self.settings]
         short: dict[str, Any] = {event.key: event.interval for event in self.events}
         if "curvature_batch_size" in self.settings:
             short["curvature_batch_size"] = data.train_size
-        self.model = network(width, device)
+        self.model = network(width, device, data)
         settings = {**self.settings, **short, "lr": LEARNING_RATE}
         self.optimizer = build_optimizer(settings, self.model)
         self.data, self.gradients, self.device = data, gradients, device
@@ -249,21 +259,23 @@ class Contender:
     def interval_of(self, event: Event) -> int:
         """Steps between two events in a training."""
         value = self.settings[event.key]
-        return int(value) if value is not None else TRAIN_SIZE // self.data.train_size
+        return (
+            int(value) if value is not None else self.data.images_of_epoch // self.data.train_size
+        )
 
     def batches_of(self, event: Event) -> float:
         """How many of the benchmark's batches the passes of one event see in a training."""
         if event.name == "full gradient":
-            return TRAIN_SIZE // self.data.train_size
+            return self.data.images_of_epoch // self.data.train_size
         return float(self.settings.get("curvature_batch_size", 0)) / self.data.train_size
 
 
-def network(width: int, device: torch.device) -> nn.Module:
-    """ResNet-18 with CIFAR's stem, always with the same weights."""
+def network(width: int, device: torch.device, data: OneBatch) -> nn.Module:
+    """The network of the experiment that the data are of, always with the same weights."""
     torch.manual_seed(0)
-    config = compose_config([f"experiment={EXPERIMENT}", f"model.width={width}"]).model
-    model = build_model(config, num_classes=CLASSES, input_shape=INPUT_SHAPE).to(device)
-    return model.to(memory_format=torch.channels_last)
+    config = compose_config([f"experiment={data.experiment}", f"model.width={width}"]).model
+    model = build_model(config, num_classes=data.num_classes, input_shape=data.input_shape)
+    return model.to(device).to(memory_format=torch.channels_last)
 
 
 def forward_backward(model: nn.Module, batch: Batch) -> None:
@@ -300,6 +312,7 @@ def measure(
     rounds: int,
     heavy_rounds: int,
     device: torch.device,
+    experiment: str = EXPERIMENT,
 ) -> dict[str, Any]:
     """All numbers of all optimizers.
 
@@ -310,12 +323,13 @@ def measure(
         rounds: of the turns that all take, after one that is discarded.
         heavy_rounds: in how many of them optimizers take part that need real passes.
         device: where.
+        experiment: whose network, shapes and recipes are measured.
 
     Raises:
         UserError: an optimizer cannot be built.
     """
-    data = OneBatch(batch, device)
-    plain = network(width, device)
+    data = OneBatch(batch, device, experiment)
+    plain = network(width, device, data)
     shapes = [p.shape for p in plain.parameters()]
     torch.manual_seed(1)
     gradients = [
@@ -355,6 +369,14 @@ def with_ratios(forward_backward_s: float, results: Mapping[str, dict[str, Any]]
     return {"forward_backward_s": forward_backward_s, "optimizers": dict(results)}
 
 
+def printed_ratios(experiment: str) -> dict[str, float]:
+    """Minutes of an epoch over SGD's, from the mL-BFGS paper's Table 4; empty for other tasks."""
+    printed: Any = OmegaConf.to_container(OmegaConf.load(PRINTED))
+    rows = printed["table4"].get(experiment, {})
+    minutes = {name: float(row["minutes_per_epoch"]["value"]) for name, row in rows.items()}
+    return {name: round(value / minutes["sgd"], 3) for name, value in minutes.items()}
+
+
 def available(names: str | None) -> tuple[list[str], dict[str, str]]:
     """The optimizers to measure: those asked for, or all that can be built here.
 
@@ -386,11 +408,13 @@ def available(names: str | None) -> tuple[list[str], dict[str, str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write optimizer_cost.json and optimizer_cost.md, print the table."""
+    """Measure, write the JSON file and the table, print the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--experiment", default=EXPERIMENT, help=f"default: {EXPERIMENT}")
+    parser.add_argument("--name", default="optimizer_cost", help="of the files")
     parser.add_argument("--optimizers", help="comma-separated; default: all")
-    parser.add_argument("--width", type=int, default=64, help="of ResNet-18; default: 64")
+    parser.add_argument("--width", type=int, default=64, help="of the network; default: 64")
     parser.add_argument("--batch", type=int, default=128, help="images; default: 128")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--heavy-rounds", type=int, default=1)
@@ -410,24 +434,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds=chosen.rounds,
             heavy_rounds=chosen.heavy_rounds,
             device=device,
+            experiment=chosen.experiment,
         )
+        task = compose_config([f"experiment={chosen.experiment}"])
+        shape = data_shape(task.dataset).input_shape
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = {
         "origin": describe_origin(device),
-        "network": {"name": "resnet18", "width": chosen.width, "input_shape": list(INPUT_SHAPE)},
+        "experiment": chosen.experiment,
+        "network": {"name": task.model.name, "width": chosen.width, "input_shape": list(shape)},
         "batch": chosen.batch,
         "rounds": chosen.rounds,
         "heavy_rounds": chosen.heavy_rounds,
         "threads": torch.get_num_threads(),
         "left_out": left_out,
+        "printed_over_sgd": printed_ratios(chosen.experiment),
         **measured,
     }
     chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "optimizer_cost.json", json.dumps(result, indent=2) + "\n")
+    write_atomically(chosen.out / f"{chosen.name}.json", json.dumps(result, indent=2) + "\n")
     page = markdown(result)
-    write_atomically(chosen.out / "optimizer_cost.md", page)
+    write_atomically(chosen.out / f"{chosen.name}.md", page)
     print(page)
     return 0
 

@@ -188,3 +188,18 @@ def test_optimizers_that_cannot_be_built_are_left_out_with_the_reason(monkeypatc
     assert "slbfgs" in found and "muon" in found
     assert optimizer_cost.main(["--optimizers", "sgdd"]) == 2
     assert "--optimizers 'sgdd' does not exist; did you mean 'sgd'" in capsys.readouterr().err
+
+
+def test_cost_of_another_experiment_is_its_own_beside_the_printed_ratios(tmp_path, capsys):
+    arguments = ["--experiment", "imagenet_resnet50", "--name", "step_cost", "--optimizers"]
+    arguments += ["kfac", "--width", "4", "--batch", "2", "--rounds", "1", "--threads", "1"]
+    assert optimizer_cost.main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "step_cost.json").read_text())
+    assert result["network"] == {"name": "resnet50", "width": 4, "input_shape": [3, 224, 224]}
+    # 7.9 and 17 over 7.8 minutes.
+    ratios = {"sgd": 1.0, "adam": 1.0, "mlbfgs": 1.013, "kfac": 2.179}
+    assert result["printed_over_sgd"] == ratios
+    page = capsys.readouterr().out
+    assert "ResNet-50 of width 4, 224 x 224" in page and "mlbfgs 1.013, kfac 2.179" in page
+    assert "recipes of `imagenet_resnet50`" in page
+    assert optimizer_cost.printed_ratios("cifar10_resnet18") == {}
