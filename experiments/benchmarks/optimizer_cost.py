@@ -397,7 +397,7 @@ def available(names: str | None) -> tuple[list[str], dict[str, str]]:
                 raise UserError(f"--optimizers {name!r} does not exist; {nearest(name, known)}")
         return chosen, {}
     found, left_out = [], {}
-    probe = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    probe = network(width=1, device=torch.device("cpu"))
     for name in known:
         try:
             build_optimizer(compose_config([f"optimizer={name}"]).optimizer, probe)

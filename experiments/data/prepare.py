@@ -9,7 +9,7 @@ cannot be read is listed in DST/unreadable.tsv and counted; it keeps its number,
 over it.
 
 Forms, measured by `python -m experiments.benchmarks.data`: `jpeg` (quality 95, chroma at half
-resolution) takes about 38 GB for all of ImageNet at 256x256 and changes the pixels a little; `raw`
+resolution) takes about 40 GB for all of ImageNet at 256x256 and changes the pixels a little; `raw`
 takes 262 GB and changes none.
 """
 
