@@ -377,11 +377,12 @@ def printed_ratios(experiment: str) -> dict[str, float]:
     return {name: round(value / minutes["sgd"], 3) for name, value in minutes.items()}
 
 
-def available(names: str | None) -> tuple[list[str], dict[str, str]]:
-    """The optimizers to measure: those asked for, or all that can be built here.
+def available(names: str | None, experiment: str = EXPERIMENT) -> tuple[list[str], dict[str, str]]:
+    """The optimizers to measure: those asked for, or all that can be built for the network.
 
     Args:
         names: comma-separated, or None for all.
+        experiment: whose network they are tried on, at width 1.
 
     Returns:
         Their names, and for each that is left out the reason.
@@ -397,7 +398,8 @@ def available(names: str | None) -> tuple[list[str], dict[str, str]]:
                 raise UserError(f"--optimizers {name!r} does not exist; {nearest(name, known)}")
         return chosen, {}
     found, left_out = [], {}
-    probe = network(width=1, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    probe = network(1, cpu, OneBatch(1, cpu, experiment))
     for name in known:
         try:
             build_optimizer(compose_config([f"optimizer={name}"]).optimizer, probe)
@@ -426,7 +428,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
     try:
         device = choose_device(chosen.device)
-        names, left_out = available(chosen.optimizers)
+        names, left_out = available(chosen.optimizers, chosen.experiment)
         measured = measure(
             names,
             width=chosen.width,
