@@ -43,4 +43,4 @@ def test_it_needs_torch_alone(wheel):
     requirements = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
     assert [r for r in requirements if "extra ==" not in r] == ["torch>=2.6"]
     extras = {r.rsplit("extra ==", 1)[1].strip(" \"'") for r in requirements if "extra ==" in r}
-    assert extras == {"suite", "dev"}
+    assert extras == {"suite", "dev", "shampoo", "slurm"}

@@ -136,7 +136,7 @@ def _eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
     """
     try:
         values, vectors = torch.linalg.eigh(factor)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError, which torch does not export
         if factor.dtype == torch.float64:
             raise
         values, vectors = torch.linalg.eigh(factor.double())

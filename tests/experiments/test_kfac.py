@@ -578,7 +578,7 @@ def test_foreign_state_is_refused_and_changes_nothing(what: str) -> None:
         ({"inverse_update_interval": 4}, "below factor_update_interval=5"),
         ({"method": "svd"}, "Invalid method: 'svd' (eigen or cholesky)"),
         ({"normalization": "x"}, "Invalid normalization: 'x' (fisher or pauloski)"),
-        ({"precondition_weight_decay": True}, "there is no weight_decay"),
+        ({"precondition_weight_decay": True, "weight_decay": 0.0}, "there is no weight_decay"),
         ({"skip_layers": ["fc9"]}, "the model has no layer 'fc9'"),
         ({"skip_layers": "fc"}, "Invalid skip_layers: 'fc'"),
         ({"skip_layers": ["0", "3"]}, "left out: 0 (skip_layers), 3 (skip_layers)"),

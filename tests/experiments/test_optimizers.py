@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from experiments.composition import compose_config, options
 from experiments.errors import UserError
 from experiments.optimizers import build_optimizer
+from mlbfgs import variant
 
 HERE = "tests.experiments.test_optimizers"
 
@@ -29,6 +31,14 @@ def not_an_optimizer(params: Iterator[Any]) -> str:
     return "text"
 
 
+VARIANTS = {
+    "mlbfgs": variant.PAPER,
+    "mlbfgs_released": variant.RELEASED_BLOCKWISE,
+    "slimqn": variant.PAPER,
+    "slimqn_released": variant.RELEASED_FULL,
+}
+
+
 def build(**values: Any) -> torch.optim.Optimizer:
     return build_optimizer(OmegaConf.create({"name": "x", **values}), nn.Linear(3, 2))
 
@@ -36,13 +46,18 @@ def build(**values: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_every_config_builds_with_its_settings(name: str) -> None:
     config = compose_config([f"optimizer={name}"]).optimizer
-    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1))
+    # named as a ResNet's layers are: the released optimizers leave three of them out of their blocks
+    layers = {"conv1": (3, 2), "bn1": (2, 2), "layer1": (2, 2), "fc": (2, 1)}
+    net = nn.Sequential(OrderedDict({key: nn.Linear(*size) for key, size in layers.items()}))
     optimizer = build_optimizer(config, net)
     for key, value in config.items():
         if key in optimizer.defaults:
             wanted = tuple(value) if OmegaConf.is_list(value) else value
+            if key == "variant":
+                wanted = VARIANTS[name].switches()
             assert optimizer.defaults[key] == wanted, key
-    assert sum(p.numel() for group in optimizer.param_groups for p in group["params"]) == 8 + 6 + 3
+    count = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert count == 8 + 6 + 6 + 3
 
 
 def test_resnet_blocks_are_the_papers_four() -> None:

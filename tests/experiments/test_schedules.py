@@ -193,4 +193,9 @@ def test_milestone_beyond_the_end_is_a_warning(caplog):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_is_valid_at_the_papers_size(path):
-    check_schedule(OmegaConf.load(path), base_lr=0.1, epochs=151)
+    config = OmegaConf.load(path)
+    if path.stem == "replay":  # has nothing to replay until a run is named
+        with pytest.raises(UserError, match=r"schedule\.multipliers"):
+            check_schedule(config, base_lr=0.1, epochs=151)
+        config.multipliers = [[0, 1.0], [101, 2.5]]
+    check_schedule(config, base_lr=0.1, epochs=151)

@@ -55,7 +55,8 @@ class HeavyBall(Optimizer):
     def update(self, p, g, group):
         g = -g if group["maximize"] else g
         buffer = self.buffer(p)
-        buffer.mul_(group["momentum"]).add_(g.add(p, alpha=group["weight_decay"]))
+        wide = g.to(buffer.dtype).add(p.to(buffer.dtype), alpha=group["weight_decay"])
+        buffer.mul_(group["momentum"]).add_(wide)
         p.sub_(buffer * self.rate(group))
 
     def buffer(self, p):
