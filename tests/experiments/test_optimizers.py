@@ -46,7 +46,7 @@ def build(**values: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("name", options("optimizer"))
 def test_every_config_builds_with_its_settings(name: str) -> None:
     config = compose_config([f"optimizer={name}"]).optimizer
-    # named as a ResNet's layers are: the released optimizers leave three of them out of their blocks
+    # a ResNet's names: the released optimizers leave three of these layers out of their blocks
     layers = {"conv1": (3, 2), "bn1": (2, 2), "layer1": (2, 2), "fc": (2, 1)}
     net = nn.Sequential(OrderedDict({key: nn.Linear(*size) for key, size in layers.items()}))
     optimizer = build_optimizer(config, net)
