@@ -72,7 +72,7 @@ def test_every_unclear_place_and_every_item_of_the_released_code_has_a_row() -> 
 def test_every_switch_exists() -> None:
     keys = {
         group: {key for name in options(group) for key in _config(group, name)}
-        for group in ("optimizer", "dataset", "schedule")
+        for group in ("optimizer", "dataset", "schedule", "model")
     }
     keys["train"] = set(_file(CONFIG_DIR / "train.yaml")["train"])
     for name in ("MLBFGS", "SLIMQN"):
@@ -92,7 +92,7 @@ def test_every_switch_exists() -> None:
 
 
 def test_every_switch_of_the_variant_has_a_row_and_an_arm() -> None:
-    variant = pytest.importorskip("mlbfgs.variant").Variant
+    variant = mlbfgs.Variant
     assert {"variant", "outside_blocks"} <= set(inspect.signature(mlbfgs.MLBFGS).parameters)
     switches = {field.name for field in dataclasses.fields(variant)}
     prefix = "optimizer.variant."
