@@ -116,8 +116,12 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all ranks."""
 
+    def copy_from(self, rank: int, tensors: list[Tensor]) -> None:
+        """Replace tensors, which are contiguous, by those of a rank."""
+
     def copy_from_leader(self, tensors: list[Tensor]) -> None:
         """Replace tensors by the leader's."""
+        self.copy_from(0, tensors)
 
     def account(self, error: Exception) -> str | None:
         """Say in one line what ended the run; None where `error` says it itself.
@@ -218,10 +222,10 @@ class JoinedRanks(Ranks):
         """Wait for all ranks."""
         dist.barrier()
 
-    def copy_from_leader(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by the leader's."""
+    def copy_from(self, rank: int, tensors: list[Tensor]) -> None:
+        """Replace tensors by those of a rank."""
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=rank)
 
     def account(self, error: Exception) -> str | None:
         """Say what ended the run: the first rank's word that has one, or who is missing."""

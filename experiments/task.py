@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,14 @@ from experiments.spec import RunSpec
 from experiments.synchronised_batchnorm import synchronise_batchnorm
 
 logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class SharesBatches(Protocol):
+    """An optimizer that looks into the model's passes and can put parts of a batch together."""
+
+    def share_batches(self, ranks: Ranks) -> None:
+        """Take all passes before a step, on all ranks, for parts of one batch."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,8 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
     if parallel is not model:
         _settle(parallel, torch.zeros(2, *data.input_shape, device=device))
     optimizer = build_optimizer(_optimizer_config(config.optimizer, ranks), model)
-    _check_parts(optimizer, spec, ranks)
+    if ranks.world_size > 1 or train.get("micro_batch") is not None:
+        _take_parts(optimizer, spec, ranks)
     passes = None
     if isinstance(optimizer, NeedsPasses):
         passes = Passes(model, data, memory_format=memory_format, ranks=ranks)
@@ -130,26 +140,28 @@ def _settle(parallel: nn.Module, images: torch.Tensor) -> None:
         buffer.copy_(before)
 
 
-def _check_parts(optimizer: Optimizer, spec: RunSpec, ranks: Ranks) -> None:
-    """Refuse an optimizer that would see a part of a batch and take it for the whole.
+def _take_parts(optimizer: Optimizer, spec: RunSpec, ranks: Ranks) -> None:
+    """Tell an optimizer that it sees parts of a batch, or refuse one that cannot put them together.
 
     Raises:
-        UserError: the optimizer looks into the model's passes, and does not say that it can put
-            the parts of a batch together (`takes_parts`).
+        UserError: the optimizer has the model, and says neither that it can put the parts of a
+            batch together nor that it looks at gradients alone (`takes_parts`).
     """
-    looks_inside = spec.config.optimizer.get("takes_model", False)
-    if not looks_inside or getattr(optimizer, "takes_parts", False):
+    if isinstance(optimizer, SharesBatches):
+        optimizer.share_batches(ranks)
+        return
+    has_model = spec.config.optimizer.get("takes_model", False)
+    if not has_model or getattr(optimizer, "takes_parts", False):
         return
     if ranks.world_size > 1:
         raise UserError(
             f"optimizer={spec.optimizer} takes the part of a batch that a rank has for the whole: "
             "train on one rank"
         )
-    if spec.config.train.get("micro_batch") is not None:
-        raise UserError(
-            f"optimizer={spec.optimizer} takes a part of a batch for the whole: "
-            "use train.micro_batch=null"
-        )
+    raise UserError(
+        f"optimizer={spec.optimizer} takes a part of a batch for the whole: "
+        "use train.micro_batch=null"
+    )
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:

@@ -1,14 +1,14 @@
 """KFAC in front of SGD, after Pauloski et al. 2020 (the papers' KFAC baseline).
 
 The curvature and its scales are in `experiments.optimizers.kronecker`, the layers and what their
-passes leave in `experiments.optimizers.kfac_layers`; here is when factors are updated and inverted,
-and the step.
+passes leave in `experiments.optimizers.kfac_layers`, what ranks do together in
+`experiments.optimizers.kfac_parts`; here is when factors are updated and inverted, and the step.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from experiments.optimizers.kfac_layers import Layer, find_layers
-from experiments.optimizers.kfac_settings import Method, check_settings, check_state, new_state
+from experiments.optimizers.kfac_parts import owners_of_layers, whole_batch
+from experiments.optimizers.kfac_settings import (
+    Method,
+    check_settings,
+    check_state,
+    inverse_entries,
+    new_state,
+)
 from experiments.optimizers.kronecker import (
     Factors,
     Normalization,
@@ -25,6 +32,7 @@ from experiments.optimizers.kronecker import (
     eigenbases,
     precondition,
 )
+from experiments.ranks import ALONE, Ranks
 
 
 class KFAC(Optimizer):
@@ -38,9 +46,9 @@ class KFAC(Optimizer):
     and backward passes in training mode with gradients enabled, every `factor_update_interval`
     steps; the loss must be a mean over the batch, and unscaled, and an input must not be written
     over before the step. Several backward passes before a step count as batches of their own, of
-    which the mean is taken. The k-th update has the weight max(1 / k, 1 - factor_decay), so the
-    factors are a mean at first (Martens & Grosse 2015, section 5). They and their inverses are
-    float32, or float64 for float64 parameters.
+    which the mean is taken, unless `share_batches` was called. The k-th update has the weight
+    max(1 / k, 1 - factor_decay), so the factors are a mean at first (Martens & Grosse 2015,
+    section 5). They and their inverses are float32, or float64 for float64 parameters.
 
     Left to SGD, with a line in the log: layers with groups > 1, of a subclass (which may compute
     something else), frozen in part, or used under two names or sharing a parameter with another
@@ -111,6 +119,8 @@ class KFAC(Optimizer):
         }
         check_settings(defaults)
         self._layers = find_layers(model, skip_layers)
+        self._in_parts, self._ranks = False, ALONE
+        self._owners = owners_of_layers(self._layers.values(), 1)
         super().__init__(model.named_parameters(), defaults)
         for p in self.param_groups[0]["params"]:
             self.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
@@ -119,6 +129,20 @@ class KFAC(Optimizer):
             self.state[layer.module.weight].update(new_state(layer.module, method))
             layer.module.register_forward_hook(hook, with_kwargs=True)
 
+    def share_batches(self, ranks: Ranks) -> None:
+        """Take all backward passes before a step, on all ranks, for parts of one batch.
+
+        Of N images over p ranks, the loss of a pass with k images is k p / N times their mean, and
+        gradients are averaged over the ranks. The factors are then those of the whole batch. A rank
+        decomposes or inverts the factors of the layers that it owns and gives the others the
+        result, so that the state is the same on all.
+
+        Args:
+            ranks: who shares the batches; each of them calls this before the first pass.
+        """
+        self._in_parts, self._ranks = True, ranks
+        self._owners = owners_of_layers(self._layers.values(), ranks.world_size)
+
     # --- what happens in the forward pass --------------------------------------------------------
 
     def _capture(self, module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor:
@@ -126,7 +150,7 @@ class KFAC(Optimizer):
         layer = self._layers.get(module)  # None for a layer of a copied model
         if layer is None or not (module.training and output.requires_grad):
             return output
-        if self.state[layer.module.weight]["step"] % self._setting("factor_update_interval") != 0:
+        if not self._factors_are_due(layer):
             return output
         return layer.capture(inputs, output, self._setting("normalization"))
 
@@ -151,9 +175,9 @@ class KFAC(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        for layer in self._layers.values():
-            self._update_factors(layer)
-            self._update_inverse(layer)
+        for layer, factors in self._batch_factors():
+            self._update_factors(layer, factors)
+        self._update_inverses()
         params = [p for p in group["params"] if p.grad is not None]
         directions = {p: p.grad for p in params}
         if group["precondition_weight_decay"]:
@@ -166,25 +190,52 @@ class KFAC(Optimizer):
             self.state[layer.module.weight]["step"] += 1
         return loss
 
-    def _update_factors(self, layer: Layer) -> None:
-        """Let the batches since the last step into the running averages."""
-        batches = layer.take_factors(self._setting("normalization"))
-        if not batches:
+    def _factors_are_due(self, layer: Layer) -> bool:
+        step: int = self.state[layer.module.weight]["step"]
+        return bool(step % self._setting("factor_update_interval") == 0)
+
+    def _batch_factors(self) -> Iterator[tuple[Layer, Factors]]:
+        """The factors of the batches since the last step, of each layer that had a pass."""
+        normalization = self._setting("normalization")
+        layers = self._layers.values()
+        if self._in_parts:
+            parts = {layer: layer.take_factors(normalization) for layer in layers}
+            due = {layer: parts[layer] for layer in layers if self._factors_are_due(layer)}
+            yield from whole_batch(due, normalization, self._ranks).items()
             return
+        for layer in layers:  # one at a time, so that no two layers' lie beside their averages
+            batches = layer.take_factors(normalization)
+            if batches:
+                sides = [[getattr(b, side) for b in batches] for side in ("inputs", "outputs")]
+                yield layer, Factors(*(sum(side) / len(side) for side in sides))
+
+    def _update_factors(self, layer: Layer, factors: Factors) -> None:
+        """Let the factors of a step's batches into the running averages."""
         state = self.state[layer.module.weight]
         state["factor_updates"] += 1
         weight = max(1 / state["factor_updates"], 1 - self._setting("factor_decay"))
-        for side in ("inputs", "outputs"):
-            factors = [getattr(batch, side) for batch in batches]
-            state[f"{side}_factor"].lerp_(sum(factors) / len(factors), weight)
+        state["inputs_factor"].lerp_(factors.inputs, weight)
+        state["outputs_factor"].lerp_(factors.outputs, weight)
 
-    def _update_inverse(self, layer: Layer) -> None:
+    def _update_inverses(self) -> None:
         """Decompose or invert the factors, every `inverse_update_interval` steps."""
+        due = []
+        for layer in self._layers.values():
+            state = self.state[layer.module.weight]
+            on_time = state["step"] % self._setting("inverse_update_interval") == 0
+            # A layer whose first gradient comes late does not wait for its first inverse.
+            if state["factor_updates"] > 0 and (on_time or state["inversions"] == 0):
+                due.append(layer)
+        for layer in due:
+            if self._owners[layer] == self._ranks.rank:
+                self._invert(layer)
+        for layer in due:
+            state = self.state[layer.module.weight]
+            self._ranks.copy_from(self._owners[layer], inverse_entries(state))
+            state["inversions"] += 1
+
+    def _invert(self, layer: Layer) -> None:
         state = self.state[layer.module.weight]
-        due = state["step"] % self._setting("inverse_update_interval") == 0
-        # A layer whose first gradient comes late does not wait for its first inverse.
-        if state["factor_updates"] == 0 or not (due or state["inversions"] == 0):
-            return
         factors = Factors(state["inputs_factor"], state["outputs_factor"])
         if self._setting("method") == "eigen":
             result = eigenbases(factors)
@@ -193,7 +244,6 @@ class KFAC(Optimizer):
             result = damped_inverses(factors, damping, pi_correction, name=layer.name)
         for key, value in result.items():
             state[key].copy_(value)
-        state["inversions"] += 1
 
     def _precondition(self, gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
         """ν V, in the parameters' dtypes, for all layers that have an inverse."""

@@ -79,6 +79,12 @@ def new_state(module: SupportedLayer, method: Method) -> dict[str, int | Tensor]
     return state
 
 
+def inverse_entries(state: Mapping[str, Any]) -> list[Tensor]:
+    """What of a layer's state stands for the inverse, in the order of the state."""
+    ends = ("_eigenvalues", "_eigenvectors", "_inverse")
+    return [value for key, value in state.items() if key.endswith(ends)]
+
+
 def check_state(own: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
     """Refuse a state that has other entries, or entries of other shapes, than one's own.
 

@@ -39,10 +39,12 @@ class Factors:
     Attributes:
         inputs: A, (d_in, d_in).
         outputs: G, (d_out, d_out).
+        examples: N of the batch they are of; 0 for averages over batches.
     """
 
     inputs: Tensor
     outputs: Tensor
+    examples: int = 0
 
 
 def layer_factors(
@@ -75,10 +77,10 @@ def layer_factors(
     places = rows.shape[0] // examples
     input_sum = _sum_of_squares(module, inputs.to(dtype), places)
     if normalization == "fisher":
-        return Factors(input_sum / (examples * places), rows.T @ rows * examples)
+        return Factors(input_sum / (examples * places), rows.T @ rows * examples, examples)
     spatial = places**2 if convolution else 1
     scale = 1 / (examples * places * spatial)
-    return Factors(input_sum * scale, rows.T @ rows * scale)
+    return Factors(input_sum * scale, rows.T @ rows * scale, examples)
 
 
 def _sum_of_squares(module: SupportedLayer, inputs: Tensor, places: int) -> Tensor:

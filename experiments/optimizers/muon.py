@@ -49,6 +49,9 @@ class Muon(Optimizer):
         ValueError: a setting out of its range, or a model without a hidden weight.
     """
 
+    #: The model is for the order of its layers; a step depends on gradients alone.
+    takes_parts = True
+
     def __init__(
         self,
         model: nn.Module,

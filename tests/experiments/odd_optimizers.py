@@ -72,3 +72,10 @@ class SlowPassesSGD(torch.optim.SGD):
         for p, g in zip(params, again, strict=True):
             assert torch.equal(p.grad, g)
         time.sleep(self._sleep_s)
+
+
+class SGDWithModel(torch.optim.SGD):
+    """SGD that gets the model, as one does that looks into its passes."""
+
+    def __init__(self, model: torch.nn.Module, lr: float):
+        super().__init__(model.parameters(), lr=lr)
