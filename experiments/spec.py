@@ -57,6 +57,8 @@ COSMETIC_KEYS = (
     "train.checkpoint_interval",
     "train.keep_checkpoints",
     "train.timeout_s",
+    # Who keeps which part of the optimizer's state: as with the number of ranks, rounding alone.
+    "optimizer.distribution",
 )
 
 # Config keys that came after results were committed, with the value that says what runs did before:
@@ -67,7 +69,6 @@ LATER_KEYS: dict[str, Any] = {
     "dataset.holdout": None,
     "train.micro_batch": None,
     "train.sync_batchnorm": False,
-    "optimizer.distribution": "replicated",
 }
 
 Scalar = str | int | float | bool | None

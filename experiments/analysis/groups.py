@@ -38,6 +38,7 @@ COSMETIC_KEYS = (
     "train.checkpoint_interval",
     "train.keep_checkpoints",
     "train.timeout_s",
+    "optimizer.distribution",
 )
 # Keys that came after results were committed, and what runs did before: also those of
 # `experiments.spec`, and compared by the same test.
@@ -47,7 +48,6 @@ LATER_KEYS: dict[str, Any] = {
     "dataset.holdout": None,
     "train.micro_batch": None,
     "train.sync_batchnorm": False,
-    "optimizer.distribution": "replicated",
 }
 # Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")

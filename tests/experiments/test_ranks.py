@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from experiments.evaluation import evaluate
 from experiments.ranks import ALONE, JoinedRanks, Ranks
@@ -34,6 +35,14 @@ MLBFGS = {
     "betas": [0.9, 0.9],
 }
 # 1,442 images: 22 whole batches and one of 34, which two and three ranks share unevenly.
+SLBFGS = {
+    "name": "slbfgs",
+    "_target_": "experiments.optimizers.slbfgs.SLBFGS",
+    "lr": 0.05,
+    "update_interval": 4,
+    "history_size": 3,
+    "curvature_batch_size": 130,
+}
 RUN = {"train.epochs": 1, "dataset.drop_last": False, "train.batch_size": 65}
 RESNET = {"model": {"name": "cifar_resnet", "depth": 8, "width": 2}, "dataset.train_limit": 260}
 
@@ -53,6 +62,7 @@ def runs(folder: Path) -> dict[str, RunSpec]:
         "sgd": {},
         "micro batches": {"train.micro_batch": 7},
         "mlbfgs": {"optimizer": MLBFGS},
+        "slbfgs": {"optimizer": SLBFGS},
         "synchronised batchnorm": {**RESNET, "train.sync_batchnorm": True},
     }
     return {name: run_spec(folder, **{**RUN, **more}) for name, more in changes.items()}
@@ -103,8 +113,10 @@ def test_what_two_ranks_began_one_and_three_go_on_with(tmp_path: Path) -> None:
     assert len(list(folder.glob("*.distcp"))) == 2
     whole = run_spec(tmp_path / "whole", **changes)
     assert Trainer(whole).run() == "done"
-    for world_size in (1, 3):
-        spec = run_spec(tmp_path / str(world_size), **changes)
+    sharded = {**changes, "optimizer": {**optimizer, "distribution": "sharded"}}
+    for world_size, changed in ((1, changes), (3, changes), (3, sharded)):
+        distribution = changed["optimizer"]["distribution"]
+        spec = run_spec(tmp_path / f"{world_size}-{distribution}", **changed)
         shutil.copytree(begun.directory, spec.directory)
         if world_size == 1:
             assert Trainer(spec).run() == "done"
@@ -112,6 +124,7 @@ def test_what_two_ranks_began_one_and_three_go_on_with(tmp_path: Path) -> None:
             run_ranks(train, world_size, [spec])
         resumes = json.loads((spec.directory / "meta.json").read_text())["resumes"]
         assert [(r["step"], r["ranks"]) for r in resumes] == [(15, world_size)]
+        assert OmegaConf.load(spec.directory / "config.yaml").optimizer.distribution == distribution
         torch.testing.assert_close(weights(spec), weights(whole), rtol=1e-4, atol=1e-5)
         ends = zip(figures(spec)[-1:], figures(whole)[-1:], strict=True)
         for mine, theirs in ends:

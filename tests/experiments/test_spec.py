@@ -70,6 +70,7 @@ def test_key_tells_true_from_one():
         ("train.checkpoint_interval", 1),
         ("train.keep_checkpoints", 7),
         ("train.timeout_s", 60.0),
+        ("optimizer.distribution", "sharded"),
     ],
 )
 def test_key_ignores_cosmetics(key, value):
