@@ -114,7 +114,7 @@ def test_ranks_killed_in_step_all_gather_and_checkpoint_and_a_full_disk(
 def test_hanging_rank_ends_the_run_with_a_message_after_the_time_limit(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A stopped process does not hear SIGTERM either: torchrun kills it, and the launcher returns."""
+    """A stopped process does not hear SIGTERM either: torchrun kills it, the launcher returns."""
     optimizer = faulty(tmp_path / "marks", "stopped@8@1")
     impatient = {**TORCHRUN, "timeout_s": 6.0, "max_restarts": 0}
     spec = run_spec(tmp_path, optimizer=optimizer, launch=impatient, **RUN)
