@@ -25,11 +25,15 @@ install: $(STAMP) ## make .venv and install everything under the pins of constra
 demo: $(STAMP) ## train SGD, Adam, KFAC, sL-BFGS, SLIM-QN and mL-BFGS on handwritten digits, 3 seeds each, and judge (2 minutes)
 	$(BIN)/python -m experiments.reproduce digits_mlp --results-dir results/demo
 
-test: lint ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+# Test files side by side, one thread each.
+TESTS := 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTS) --dist loadfile
+
+test: lint ## lint, types and the whole test suite (TESTS=2 files side by side)
+	$(PYTEST)
 
 test-fast: $(STAMP) ## the tests that take less than ten seconds each
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,8 +5,9 @@ from mlbfgs import MLBFGS
 optimizer = MLBFGS(model.named_parameters(), lr=0.1, weight_decay=2e-4)
 """
 
-from mlbfgs.optimizer import MLBFGS, SLIMQN
+from mlbfgs.optimizer import MLBFGS
 from mlbfgs.partition import BlockPlan, plan
+from mlbfgs.slimqn import SLIMQN
 from mlbfgs.variant import Variant
 
 __version__ = "0.1.0"

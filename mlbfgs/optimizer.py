@@ -1,4 +1,4 @@
-"""MLBFGS and SLIMQN as torch optimizers: settings, state and what a user may ask.
+"""MLBFGS as a torch optimizer: settings, state and what a user may ask.
 
 What a step does stands in `mlbfgs.step`.
 """
@@ -23,7 +23,6 @@ from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settin
 from mlbfgs.step import take_step
 from mlbfgs.variant import (
     RELEASED_BLOCKWISE,
-    RELEASED_FULL,
     Variant,
     as_variant,
     check_effects,
@@ -38,8 +37,8 @@ class MLBFGS(Optimizer):
 
     Algorithm 1 of "mL-BFGS: A Momentum-based L-BFGS for Distributed Large-Scale Neural Network
     Optimization" (TMLR 2023), with the weight decay and the heavy-ball momentum of the SLIM-QN
-    paper, whose Algorithm 2 is the same with other settings (:class:`SLIMQN`). For every block of
-    parameters, with history size M and update interval T:
+    paper, whose Algorithm 2 is the same with other settings (:class:`mlbfgs.SLIMQN`). For every
+    block of parameters, with history size M and update interval T:
 
     .. code-block:: text
 
@@ -432,75 +431,3 @@ class MLBFGS(Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 names.setdefault(p, name)
         return list(names.values())
-
-
-class SLIMQN(MLBFGS):
-    """SLIM-QN: the same algorithm with the first paper's settings.
-
-    "SLIM-QN: A stochastic, light, momentumized quasi-Newton optimizer for deep neural networks",
-    Algorithm 2 and Tables 3 to 6: β1 = β2 = 0.9, damping 1 - τ0 = 0.05, (σ_L, σ_H) = (0.01, 1),
-    L = 100 (called `update_interval` here), M = 10. The paper prints σ_H = 1 although its rule (4)
-    asks for σ_H > 1: then a pair with μ >= 1 is damped to ŷ = s.
-
-    Args:
-        params: see :class:`MLBFGS`.
-        lr: see :class:`MLBFGS`.
-        momentum: see :class:`MLBFGS`.
-        weight_decay: see :class:`MLBFGS`.
-        betas: see :class:`MLBFGS`.
-        history_size: see :class:`MLBFGS`.
-        update_interval: see :class:`MLBFGS`.
-        damping: τ0, which is one minus the "damping" of the paper's tables.
-        curvature_bounds: see :class:`MLBFGS`.
-        blocks: see :class:`MLBFGS`.
-        direction: see :class:`MLBFGS`.
-        variant: see :class:`MLBFGS`; "released" is the release of SLIM-QN here.
-        outside_blocks: see :class:`MLBFGS`.
-        history_dtype: see :class:`MLBFGS`.
-        maximize: see :class:`MLBFGS`.
-        distribution: see :class:`MLBFGS`.
-        process_group: see :class:`MLBFGS`.
-    """
-
-    _released = RELEASED_FULL
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        *,
-        betas: float | tuple[float, float] = (0.9, 0.9),
-        history_size: int = 10,
-        update_interval: int = 100,
-        damping: float = 0.95,
-        curvature_bounds: Bounds | None = (0.01, 1.0),
-        blocks: BlockPolicy = None,
-        direction: DirectionKind = "hessian",
-        variant: VariantT = "paper",
-        outside_blocks: Sequence[str] = (),
-        history_dtype: torch.dtype | None = None,
-        maximize: bool = False,
-        distribution: Distribution = "replicated",
-        process_group: ProcessGroup | None = None,
-    ):
-        super().__init__(
-            params,
-            lr,
-            momentum,
-            weight_decay,
-            betas=betas,
-            history_size=history_size,
-            update_interval=update_interval,
-            damping=damping,
-            curvature_bounds=curvature_bounds,
-            blocks=blocks,
-            direction=direction,
-            variant=variant,
-            outside_blocks=outside_blocks,
-            history_dtype=history_dtype,
-            maximize=maximize,
-            distribution=distribution,
-            process_group=process_group,
-        )
