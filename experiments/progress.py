@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from experiments.analysis.quantities import duration
 from experiments.errors import UserError
 from experiments.outcome import Outcome
 from experiments.run_directory import read_status
@@ -113,16 +114,6 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self._started_s) / trained * left
         return f", {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them: `45 s`, `3 min 20 s`, `2 h 05 min`."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    if total < 3600:
-        return f"{total // 60} min {total % 60:02d} s"
-    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 def _epoch(path: Path) -> int:

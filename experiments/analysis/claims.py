@@ -38,6 +38,7 @@ KINDS = ("value", "difference", "ordering", "ratio", "speedup", "theory")
 RULES = ("within", "above", "below")
 _WITHOUT_REFERENCE = ("value", "theory")
 OURS = "ours"  # in the place of a paper
+SEEDS = (0, 1, 2)  # of the command that would settle a claim
 _REQUIRED = ("row", "paper", "place", "statement", "experiment", "metric", "kind", "optimizer")
 _OPTIONAL = (
     "reference",
@@ -142,7 +143,9 @@ def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str
     return (*runs, *dict.fromkeys(own))
 
 
-def reproduce_command(experiment: str, contestants: Sequence[str], scale: str) -> str:
+def reproduce_command(
+    experiment: str, contestants: Sequence[str], scale: str, seeds: Sequence[int] = SEEDS
+) -> str:
     """The command that runs these optimizers and arms of an experiment."""
     own_arms = arms(experiment)
     groups = {
@@ -150,7 +153,8 @@ def reproduce_command(experiment: str, contestants: Sequence[str], scale: str) -
         "--arms": [name for name in contestants if name in own_arms],
     }
     chosen = " ".join(f"{option} {','.join(names)}" for option, names in groups.items() if names)
-    return f"python -m experiments.reproduce {experiment} {chosen} --seeds 0,1,2 --scale {scale}"
+    listed = ",".join(map(str, seeds))
+    return f"python -m experiments.reproduce {experiment} {chosen} --seeds {listed} --scale {scale}"
 
 
 def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:

@@ -16,16 +16,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from experiments.analysis import quantities
+from experiments.analysis.comparison import Comparison
 from experiments.analysis.curvature import is_control
 from experiments.analysis.groups import Group, Results
-from experiments.analysis.statistics import Comparison, compare
+from experiments.analysis.pairing import compare_groups
 
 TOP1, LOSS = "final_top1", "final_train_loss"
 
 
 def difference(results: Results, group: Group, other: Group, measure: str) -> Comparison:
     """A measure of a group minus that of another, paired by seed."""
-    return compare(results.values(group, measure), results.values(other, measure))
+    return compare_groups(results, group, other, measure)
 
 
 def gain_is_certain(results: Results) -> bool:

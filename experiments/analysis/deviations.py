@@ -18,8 +18,8 @@ import yaml
 from experiments.analysis import quantities
 from experiments.analysis.claims import reproduce_command
 from experiments.analysis.groups import Group, Results, display_name, group_runs
+from experiments.analysis.pairing import compare_groups
 from experiments.analysis.runs import load_runs
-from experiments.analysis.statistics import compare
 from experiments.contestants import arms, options
 from experiments.errors import UserError, nearest
 
@@ -130,9 +130,9 @@ def measured(contrast: Contrast, all_results: Sequence[Results]) -> tuple[str, s
             effects.append(f"{results.scale}: not computable, several configs of one contestant")
             continue
         (subject,), (reference,) = pair
-        comparison = compare(results.values(subject, METRIC), results.values(reference, METRIC))
+        comparison = compare_groups(results, subject, reference, METRIC)
         text = quantities.comparison(comparison, "percent")
-        effects.append(f"{results.scale}: {text}, n = {len(comparison.seeds)}")
+        effects.append(f"{results.scale}: {text}, n = {comparison.n}")
         runs.append(f"{_keys(subject)}; {_keys(reference)}")
     return ("; ".join(effects), "; ".join(runs)) if effects else None
 

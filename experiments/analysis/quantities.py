@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from experiments.analysis.statistics import Comparison, Estimate, Interval
+from experiments.analysis.comparison import Comparison
+from experiments.analysis.statistics import Estimate, Interval
 
 MINUS = "−"
 NOTHING = "–"
@@ -73,6 +74,18 @@ def signed(value: float, kind: str) -> str:
     """Print a difference with its sign."""
     text = number(value, kind)
     return text if text.startswith(MINUS) else f"+{text}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `45 s`, `3 min 20 s`, `2 h 05 min`, `1,200 h`."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    if total < 360_000:
+        return f"{total // 3600} h {total % 3600 // 60:02d} min"
+    return f"{round(total / 3600):,} h"
 
 
 def _mean(mean: float, half_width: float | None, kind: str) -> str:

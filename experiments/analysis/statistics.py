@@ -4,18 +4,14 @@
 n - 1), Student's interval is `m ± t_{0.975, n-1} s / sqrt(n)`. A percentile bootstrap of three
 values cannot leave their range and covers far less than it promises, so it is not offered.
 
-Two optimizers that ran the same seed began with the same weights and saw the same batches: they
-are compared seed by seed, and the interval is that of the mean of the differences. A speed-up is a
-ratio, so its differences are those of logarithms and its interval is transformed back.
-
 A run that misses its target has an infinite time. It is never dropped: the mean then does not exist
-and the median stands in for it, and a comparison says why it cannot be computed.
+and the median stands in for it. Its interval, that of order statistics, takes six values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,6 +19,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
+# The fewest values whose smallest and largest hold the median between them 95 % of the time.
+MEDIAN_SEEDS = 6
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,11 @@ class Estimate:
         return math.sqrt(squares / (self.n - 1))
 
     @cached_property
+    def standard_error(self) -> float | None:
+        """Deviation of the mean; None where there is no deviation."""
+        return None if self.deviation is None else self.deviation / math.sqrt(self.n)
+
+    @cached_property
     def half_width(self) -> float | None:
         """Half the width of Student's interval; None where there is no deviation."""
         if self.deviation is None:
@@ -110,44 +113,10 @@ class Estimate:
 
     def exp(self) -> Estimate:
         """The values transformed back from logarithms (for a median or a range)."""
-        return Estimate(tuple(_exp(value) for value in self.values), self.confidence)
+        return Estimate(tuple(exp(value) for value in self.values), self.confidence)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Subject against reference, seed by seed.
-
-    Attributes:
-        estimate: of the difference, or of the logarithm of the ratio; None if not computable.
-        seeds: the seeds both sides have.
-        unpaired: the seeds only one side has; they do not enter.
-        reason: why there is no estimate, or why it has no interval; "" if there is one.
-        logarithmic: whether the estimate is that of a logarithm.
-    """
-
-    estimate: Estimate | None
-    seeds: tuple[int, ...]
-    unpaired: tuple[int, ...]
-    reason: str
-    logarithmic: bool = False
-
-    @property
-    def centre(self) -> float | None:
-        """Mean difference, or geometric mean of the ratios; None if not computable."""
-        if self.estimate is None or self.estimate.mean is None:
-            return None
-        return _exp(self.estimate.mean) if self.logarithmic else self.estimate.mean
-
-    @property
-    def interval(self) -> Interval | None:
-        """Interval of the difference or of the ratio."""
-        if self.estimate is None or self.estimate.interval is None:
-            return None
-        bounds = self.estimate.interval
-        return Interval(_exp(bounds.low), _exp(bounds.high)) if self.logarithmic else bounds
-
-
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
     """Two-sided quantile of Student's t.
 
     Args:
@@ -159,48 +128,30 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(degrees, 0.5 + confidence / 2))
 
 
-def compare(
-    subject: Mapping[int, float],
-    reference: Mapping[int, float],
-    *,
-    logarithmic: bool = False,
-    confidence: float = CONFIDENCE,
-) -> Comparison:
-    """Subject minus reference (or subject over reference), paired by seed.
+def median_interval(values: Sequence[float]) -> tuple[float, Interval]:
+    """The median with the distribution-free interval of order statistics, misses infinite.
+
+    The interval [x_(k), x_(n+1-k)] covers the median with probability 1 - 2 P(Bin(n, 1/2) < k); k
+    is the largest for which that is at least 95 %.
 
     Args:
-        subject: value by seed; infinite for a miss.
-        reference: value by seed; infinite for a miss.
-        logarithmic: compare logarithms, for ratios; all values must then be positive.
-        confidence: of the interval.
+        values: at least six of them.
 
     Returns:
-        The comparison over the seeds both have.
+        The median and its interval.
     """
-    seeds = tuple(sorted(subject.keys() & reference.keys()))
-    unpaired = tuple(sorted(subject.keys() ^ reference.keys()))
-    left = _transform([subject[seed] for seed in seeds], logarithmic)
-    right = _transform([reference[seed] for seed in seeds], logarithmic)
-    if not seeds:
-        return Comparison(None, seeds, unpaired, "no seed in common", logarithmic)
-    missed = [math.isinf(a) or math.isinf(b) for a, b in zip(left, right, strict=True)]
-    both = any(math.isinf(a) and math.isinf(b) for a, b in zip(left, right, strict=True))
-    reason = f"not computable: {sum(missed)} of {len(seeds)} missed" if any(missed) else ""
-    if both:  # infinity minus infinity says nothing about which is faster
-        return Comparison(None, seeds, unpaired, reason, logarithmic)
-    differences = tuple(a - b for a, b in zip(left, right, strict=True))
-    if not reason and len(seeds) == 1:
-        reason = "n = 1, no interval"
-    return Comparison(Estimate(differences, confidence), seeds, unpaired, reason, logarithmic)
+    ordered, n = sorted(values), len(values)
+    if n < MEDIAN_SEEDS:
+        raise ValueError(f"six values are needed for a 95 % interval of the median, got {n}")
+    below, k = 0.0, 0
+    while below + math.comb(n, k) / 2**n <= (1 - CONFIDENCE) / 2:
+        below += math.comb(n, k) / 2**n
+        k += 1
+    middle = Estimate(tuple(ordered)).median
+    assert middle is not None
+    return middle, Interval(ordered[k - 1], ordered[n - k])
 
 
-def _transform(values: Sequence[float], logarithmic: bool) -> list[float]:
-    if not logarithmic:
-        return [float(value) for value in values]
-    if any(value <= 0 for value in values):
-        raise ValueError(f"a ratio needs positive values, got {list(values)}")
-    return [math.inf if math.isinf(value) else math.log(value) for value in values]
-
-
-def _exp(value: float) -> float:
+def exp(value: float) -> float:
+    """Exponential; infinity where it overflows."""
     return float(np.exp(value))

@@ -16,11 +16,14 @@ from tabulate import tabulate
 
 from experiments.analysis import quantities
 from experiments.analysis.claims import OURS
+from experiments.analysis.comparison import Comparison
 from experiments.analysis.contrasts import LOSS, TOP1, difference, share_of_gain
 from experiments.analysis.groups import Group, Results, display_name
 from experiments.analysis.measures import measure_named
-from experiments.analysis.statistics import Comparison, Estimate, compare
-from experiments.analysis.verdicts import Effect, Verdict
+from experiments.analysis.pairing import compare_groups
+from experiments.analysis.settling import Effect
+from experiments.analysis.statistics import Estimate
+from experiments.analysis.verdicts import Verdict
 
 TERMINAL_WIDTH = 100
 # What stands in `table.csv`, one block of columns per measure.
@@ -156,9 +159,9 @@ def comparison_table(verdicts: Sequence[Verdict], experiment: str) -> Table:
         (
             verdict.claim.id,
             verdict.claim.row,
-            f"{verdict.claim.place}: {_effect_in_words(verdict)}",
-            _paper_cell(verdict),
-            _ours_cell(verdict),
+            f"{verdict.claim.place}: {effect_in_words(verdict)}",
+            paper_cell(verdict),
+            ours_cell(verdict),
             verdict.scale if verdict.effect else NOT_RUN_SCALE,
             _difference_cell(verdict),
             str(verdict),
@@ -238,9 +241,7 @@ def speedup_over_sgd(results: Results, group: Group, measure: str) -> Comparison
     baseline = results.baseline()
     if baseline is None:
         return None
-    return compare(
-        results.values(baseline, measure), results.values(group, measure), logarithmic=True
-    )
+    return compare_groups(results, baseline, group, measure, logarithmic=True)
 
 
 def write_csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -293,7 +294,8 @@ def _share_cell(results: Results, group: Group) -> str:
     return quantities.NOTHING if share is None else f"{100 * share:.0f} %"
 
 
-def _effect_in_words(verdict: Verdict) -> str:
+def effect_in_words(verdict: Verdict) -> str:
+    """What the effect of a claim is, such as "final top-1, mL-BFGS − SGD"."""
     claim = verdict.claim
     metric = claim.metric.replace("_", " ").replace("top1", "top-1")
     subject = display_name(claim.optimizer)
@@ -307,13 +309,15 @@ def _effect_in_words(verdict: Verdict) -> str:
     return f"{metric}, {subject} {quantities.MINUS} {reference}"
 
 
-def _kind(verdict: Verdict) -> str:
+def kind_of(verdict: Verdict) -> str:
+    """How the numbers of a verdict are printed, see `quantities.number`."""
     if verdict.claim.kind in ("ratio", "speedup"):
         return "ratio"
     return measure_named(verdict.claim.metric).kind
 
 
-def _paper_cell(verdict: Verdict) -> str:
+def paper_cell(verdict: Verdict) -> str:
+    """What the paper prints for the effect, or the side of it that is claimed."""
     claim = verdict.claim
     sign = {"within": "", "above": "above ", "below": "below "}[claim.rule]
     if claim.paper == OURS:
@@ -324,13 +328,14 @@ def _paper_cell(verdict: Verdict) -> str:
     return f"{sign}{claim.printed}{n}".replace("-", quantities.MINUS)
 
 
-def _ours_cell(verdict: Verdict) -> str:
+def ours_cell(verdict: Verdict) -> str:
+    """Our effect with its interval, or why there is none."""
     effect = verdict.effect
     if effect is None:
         return quantities.NOTHING
     if effect.centre is None:
         return effect.reason
-    kind = _kind(verdict)
+    kind = kind_of(verdict)
     bounds = _without_interval(effect) or quantities.interval(effect.interval, kind)
     return f"{quantities.number(effect.centre, kind)} {bounds}"
 
@@ -353,7 +358,7 @@ def _difference_cell(verdict: Verdict) -> str:
         return quantities.NOTHING
     allowed = f"{verdict.claim.margin:g}"
     sign = {"within": "±", "above": quantities.MINUS, "below": "+"}[verdict.claim.rule]
-    return f"{quantities.signed(difference, _kind(verdict))} (allowed {sign}{allowed})"
+    return f"{quantities.signed(difference, kind_of(verdict))} (allowed {sign}{allowed})"
 
 
 def _bare(value: float | None) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from experiments.analysis.claims import Claim
+from experiments.analysis.settling import Effect
 from experiments.analysis.statistics import Interval
-from experiments.analysis.verdicts import Effect, Outcome, Verdict, decide, zone_of
+from experiments.analysis.verdicts import Outcome, Verdict, decide, zone_of
 from experiments.errors import UserError, nearest
 
 

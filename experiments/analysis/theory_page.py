@@ -132,7 +132,7 @@ def _judged_rows(
     rows: list[tuple[str, ...]] = []
     for v in verdicts:
         said = () if brief else (f"{v.claim.place}: {v.claim.statement}", _about(v))
-        rows.append((v.claim.id, *said, _paper(v), _ours(v), str(v)))
+        rows.append((v.claim.id, *said, allowed(v), ours(v), str(v)))
     return columns, tuple(rows), tuple(0 for _ in columns)
 
 
@@ -154,7 +154,8 @@ def _about(verdict: Verdict) -> str:
     return verdict.effect.reason if verdict.effect else verdict.reason
 
 
-def _paper(verdict: Verdict) -> str:
+def allowed(verdict: Verdict) -> str:
+    """What the paper prints, with the margin."""
     claim = verdict.claim
     assert claim.printed is not None
     printed = _number(claim.printed.value)
@@ -165,7 +166,8 @@ def _paper(verdict: Verdict) -> str:
     return f"{sign[0]} {printed}" + (f" ({sign[1]} {margin})" if claim.margin else "")
 
 
-def _ours(verdict: Verdict) -> str:
+def ours(verdict: Verdict) -> str:
+    """Our quantity with its interval."""
     effect = verdict.effect
     if effect is None or effect.centre is None or effect.interval is None:
         return "–"

@@ -8,8 +8,9 @@ The effect of a claim has an interval over seeds. The claim allows a zone:
 * `below`: everything below printed value + margin (bound excluded).
 
 Interval inside the zone: *reproduced*. Interval outside: *not reproduced*. Otherwise, or without an
-interval: *inconclusive*. No runs that may judge the claim: *not run*, with the command that would
-settle it. A verdict carries the scale of its runs, and speaks for no other.
+interval: *inconclusive*, with how many more seeds would settle it. No runs that may judge the
+claim: *not run*, with the command that would settle it. A verdict carries the scale of its runs,
+and speaks for no other.
 """
 
 from __future__ import annotations
@@ -21,26 +22,11 @@ from typing import Literal
 
 from experiments.analysis.claims import Claim
 from experiments.analysis.groups import Group, Results, display_name
-from experiments.analysis.statistics import Estimate, Interval, compare
+from experiments.analysis.pairing import compare_groups, start_differs
+from experiments.analysis.settling import Effect, MoreSeeds, more_seeds, seconds_of_a_seed
+from experiments.analysis.statistics import MEDIAN_SEEDS, Estimate, Interval, median_interval
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What our runs say about the effect of a claim.
-
-    Attributes:
-        centre: mean effect (geometric mean of a ratio); None if not computable.
-        interval: of the mean; None if there is none.
-        n: number of runs, or of pairs of runs, in it.
-        reason: why something is not computable, or which runs did not enter.
-    """
-
-    centre: float | None
-    interval: Interval | None
-    n: int
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +40,8 @@ class Verdict:
         effect: ours; None without runs.
         reason: why, where the outcome alone does not say it.
         command: what would settle it; "" if it is settled.
+        groups: the contestants that it was judged by, the subject first.
+        more: the seeds that would settle it; None unless it is inconclusive and was judged by runs.
     """
 
     claim: Claim
@@ -62,11 +50,21 @@ class Verdict:
     effect: Effect | None
     reason: str
     command: str
+    groups: tuple[Group, ...] = ()
+    more: MoreSeeds | None = None
 
     def __str__(self) -> str:
         if self.outcome == "not run":
             return f"not run (shown: {self.scale} scale)" if self.effect else "not run"
         return self.outcome if self.scale == "full" else f"{self.outcome} at {self.scale} scale"
+
+    @property
+    def more_cost_s(self) -> float | None:
+        """Training seconds of the seeds that would settle it, from the runs that there are."""
+        if self.more is None or self.more.seeds is None:
+            return None
+        seconds = seconds_of_a_seed(self.groups)
+        return None if seconds is None else self.more.seeds * seconds
 
 
 def zone_of(claim: Claim) -> Interval:
@@ -126,12 +124,15 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
             return Verdict(claim, results.scale, outcome, None, reason, "")
         groups.append(candidates[0])
     effect = _effect(claim, results, groups)
+    used = tuple(groups)
     if results.scale not in claim.judged_at:
         reason = f"judged by runs at {' or '.join(claim.judged_at)} scale only"
-        return Verdict(claim, results.scale, "not run", effect, reason, command)
-    decided = decide(effect.interval, zone_of(claim), claim.rule)
+        return Verdict(claim, results.scale, "not run", effect, reason, command, used)
+    zone = zone_of(claim)
+    decided = decide(effect.interval, zone, claim.rule)
+    more = more_seeds(effect, zone) if decided == "inconclusive" else None
     open_command = "" if results.scale == "full" and decided != "inconclusive" else command
-    return Verdict(claim, results.scale, decided, effect, effect.reason, open_command)
+    return Verdict(claim, results.scale, decided, effect, effect.reason, open_command, used, more)
 
 
 def judge_experiment(
@@ -153,29 +154,42 @@ def _judging_scale(claim: Claim, scale: str) -> str:
 
 
 def _effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:
-    values = [results.values(group, claim.metric) for group in groups]
     if claim.kind == "value":
-        return _effect_of_value(claim, values[0], len(groups[0].ended))
-    if claim.kind == "speedup":
-        values.reverse()
+        values = results.values(groups[0], claim.metric)
+        return _effect_of_value(claim, values, len(groups[0].ended))
+    first, second = reversed(groups) if claim.kind == "speedup" else groups
     logarithmic = claim.kind in ("ratio", "speedup")
-    comparison = compare(values[0], values[1], logarithmic=logarithmic)
-    reason = comparison.reason
+    comparison = compare_groups(results, first, second, claim.metric, logarithmic=logarithmic)
+    reasons = [comparison.reason]
     if comparison.unpaired:
         seeds = ", ".join(map(str, comparison.unpaired))
-        reason = "; ".join(filter(None, (reason, f"seed {seeds} on one side only, left out")))
+        reasons.append(f"seed {seeds} on one side only, left out")
+    if not comparison.paired:
+        reasons.append(f"not paired by seed: {start_differs(*groups)} differs")
     interval = comparison.interval
     if claim.deterministic and interval is None and comparison.centre is not None:
         interval = Interval(comparison.centre, comparison.centre)
-    return Effect(comparison.centre, interval, len(comparison.seeds), reason)
+    return Effect(
+        comparison.centre,
+        interval,
+        comparison.n,
+        "; ".join(filter(None, reasons)),
+        standard_error=comparison.standard_error,
+        logarithmic=logarithmic,
+        paired=comparison.paired,
+        missed=comparison.missed,
+    )
 
 
 def _effect_of_value(claim: Claim, values: dict[int, float], ended: int) -> Effect:
     estimate = Estimate(tuple(values.values()))
-    interval = estimate.interval
+    centre, interval, error = estimate.mean, estimate.interval, estimate.standard_error
     reason = ""
     if estimate.n == 0:
         reason = "no run has this value"
+    elif estimate.misses and interval is None and estimate.n >= MEDIAN_SEEDS:
+        centre, interval = median_interval(estimate.values)
+        reason = f"{estimate.misses} of {estimate.n} without a value: the median and its interval"
     elif estimate.misses:
         reason = f"mean not computable: {estimate.misses} of {estimate.n} without a value"
     elif estimate.n == 1 and claim.deterministic:
@@ -185,7 +199,9 @@ def _effect_of_value(claim: Claim, values: dict[int, float], ended: int) -> Effe
     if estimate.n < ended:
         left_out = f"{ended - estimate.n} of {ended} ended runs have no value"
         reason = "; ".join(filter(None, (reason, left_out)))
-    return Effect(estimate.mean, interval, estimate.n, reason)
+    return Effect(
+        centre, interval, estimate.n, reason, standard_error=error, missed=estimate.misses
+    )
 
 
 def _decimal(value: float) -> float:

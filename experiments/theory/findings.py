@@ -17,7 +17,8 @@ from typing import Any
 
 from scipy.stats import beta
 
-from experiments.analysis.statistics import CONFIDENCE, Comparison, Estimate, Interval
+from experiments.analysis.comparison import Comparison
+from experiments.analysis.statistics import CONFIDENCE, Estimate
 from experiments.atomic import write_atomically
 
 DIGITS = 10
@@ -123,30 +124,6 @@ def compared(comparison: Comparison, about: str) -> Quantity:
         return Quantity(math.inf, -math.inf, math.inf, n, f"{about} ({comparison.reason})")
     bounds = comparison.interval
     return Quantity(comparison.centre, bounds.low, bounds.high, n, about)
-
-
-def median_interval(values: Sequence[float]) -> tuple[float, Interval]:
-    """The median with the distribution-free interval of order statistics, misses infinite.
-
-    The interval [x_(k), x_(n+1-k)] covers the median with probability 1 - 2 P(Bin(n, 1/2) < k); k
-    is the largest for which that is at least 95 %.
-
-    Args:
-        values: at least six of them.
-
-    Returns:
-        The median and its interval.
-    """
-    ordered, n = sorted(values), len(values)
-    if n < 6:
-        raise ValueError(f"six values are needed for a 95 % interval of the median, got {n}")
-    below, k = 0.0, 0
-    while below + math.comb(n, k) / 2**n <= (1 - CONFIDENCE) / 2:
-        below += math.comb(n, k) / 2**n
-        k += 1
-    middle = Estimate(tuple(ordered)).median
-    assert middle is not None
-    return middle, Interval(ordered[k - 1], ordered[n - k])
 
 
 def _plain(value: Any) -> Any:

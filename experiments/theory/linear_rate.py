@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.theory.findings import Findings, Quantity, exact, median_interval, share
+from experiments.analysis.statistics import median_interval
+from experiments.theory.findings import Findings, Quantity, exact, share
 from mlbfgs import MLBFGS
 
 SAMPLES, DIMENSION, BATCH = 40, 6, 4

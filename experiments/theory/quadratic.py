@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.analysis.statistics import compare
-from experiments.theory.findings import Findings, compared, exact, median_interval, share
+from experiments.analysis.comparison import compare
+from experiments.analysis.statistics import median_interval
+from experiments.theory.findings import Findings, compared, exact, share
 from mlbfgs import MLBFGS
 
 METHODS = ("sgd", "newton", "naive", "momentum")

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.contestants import optimizers_with_recipe
 from experiments.outcome import Outcome
-from experiments.progress import Progress, duration
+from experiments.progress import Progress
 from experiments.reproduce import main
 from experiments.run_directory import RunStatus, read_status
 from experiments.spec import RunSpec
@@ -141,11 +141,6 @@ def test_progress_counts_runs_and_estimates_the_time_left(tmp_path: Path) -> Non
         "[4/5] sgd seed 0 done, 1 min 40 s left",
         "[5/5] sgd seed 1 diverged: not finite",
     ]
-
-
-def test_duration_is_readable() -> None:
-    shown = [duration(seconds) for seconds in (0.4, 59.4, 59.6, 125, 3599.9, 7500)]
-    assert shown == ["0 s", "59 s", "1 min 00 s", "2 min 05 s", "1 h 00 min", "2 h 05 min"]
 
 
 def _write(spec: RunSpec, status: RunStatus) -> None:

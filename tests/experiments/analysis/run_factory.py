@@ -35,10 +35,11 @@ class FakeRun:
     arm: str = ""
     roles: Mapping[str, Any] = field(default_factory=dict)
     numerics_version: int | None = None
+    extra_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
-        return {
+        config: dict[str, Any] = {
             "seed": self.seed,
             "results_dir": f"results-{self.seed}",
             "experiment": {
@@ -51,6 +52,9 @@ class FakeRun:
             "scale": {"name": self.scale},
             "train": {"epochs": 30, "threads": 1},
         }
+        for node, values in self.extra_config.items():
+            config[node] = {**config.get(node, {}), **values}
+        return config
 
     @property
     def key(self) -> str:

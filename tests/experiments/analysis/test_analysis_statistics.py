@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from experiments.analysis.statistics import Estimate, compare, t_quantile
+from experiments.analysis.comparison import compare
+from experiments.analysis.statistics import Estimate, t_quantile
 
 values = st.floats(-1e6, 1e6)
 samples = st.lists(values, min_size=2, max_size=8)

@@ -15,7 +15,8 @@ import pytest
 from run_factory import FakeRun, curvature_record, write_runs
 
 from experiments.analysis import quantities
-from experiments.analysis.statistics import Estimate, Interval, compare
+from experiments.analysis.comparison import compare
+from experiments.analysis.statistics import Estimate, Interval
 from experiments.analysis.summary import summarise
 from experiments.analysis.tables import TERMINAL_WIDTH, Table
 
@@ -147,3 +148,9 @@ def test_comparison_in_words():
 
 def read_csv(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_duration_is_readable():
+    seconds = (0.4, 59.4, 59.6, 125, 3599.9, 7500, 4e6)
+    wanted = "0 s, 59 s, 1 min 00 s, 2 min 05 s, 1 h 00 min, 2 h 05 min, 1,111 h"
+    assert ", ".join(map(quantities.duration, seconds)) == wanted

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from experiments.analysis.claims import load_claims
-from experiments.analysis.statistics import compare
+from experiments.analysis.comparison import compare
+from experiments.analysis.statistics import median_interval
 from experiments.analysis.theory import judge_theory, likely_reason, load_subjects
 from experiments.analysis.theory_page import PARTS, write_page
 from experiments.errors import UserError
 from experiments.theory import __main__ as command
-from experiments.theory.findings import Findings, compared, exact, median_interval, share
+from experiments.theory.findings import Findings, compared, exact, share
 
 RESULTS = Path(__file__).resolve().parents[3] / "results"
 CLAIM = {
