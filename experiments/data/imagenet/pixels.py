@@ -116,11 +116,16 @@ def resized_shape(height: int, width: int, kind: Resize, size: int) -> tuple[int
 
 def resize(image: Tensor, height: int, width: int) -> Pixels:
     """Resize (3, h, w) uint8 to (height, width, 3), bilinear with antialiasing."""
+    pixels = image.permute(1, 2, 0).contiguous()
     if tuple(image.shape[1:]) != (height, width):
-        image = interpolate(
-            image[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
-        )[0]
-    return image.permute(1, 2, 0).contiguous().numpy()
+        # A batch of one whose strides say channels last, which image[None] do not: torch then keeps
+        # the three bytes of a pixel together, with the same result in half the time.
+        batch = pixels[None].permute(0, 3, 1, 2)
+        resized = interpolate(
+            batch, size=(height, width), mode="bilinear", antialias=True, align_corners=False
+        )
+        pixels = resized[0].permute(1, 2, 0).contiguous()
+    return pixels.numpy()
 
 
 def resized_pixels(content: bytes, kind: Resize, size: int) -> Pixels:
