@@ -10,6 +10,8 @@ Effect of a claim, by kind (subject: `optimizer`, reference: `reference`):
 * `ordering`: the same, where the paper prints no number: above or below zero;
 * `ratio`: subject over reference;
 * `speedup`: reference over subject (for times: how many times faster the subject is);
+* `share`: in which share of the seeds a flag of the subject is 1 (such as `failed`); "it
+  diverges" is read as: in more than half of all seeds, `printed: 0.5`;
 * `theory`: a quantity that needs no run, `<file>/<quantity>` of `results/theory/<file>.json`
   (`experiments.analysis.theory`); such a claim names no optimizer.
 
@@ -28,17 +30,18 @@ from typing import Any
 
 import yaml
 
-from experiments.analysis.measures import measure_named
+from experiments.analysis.measures import MEASURES, measure_named
 from experiments.analysis.runs import SCALES
 from experiments.contestants import arms
 from experiments.errors import UserError, nearest
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[2] / "results" / "claims.yaml"
-KINDS = ("value", "difference", "ordering", "ratio", "speedup", "theory")
+KINDS = ("value", "difference", "ordering", "ratio", "speedup", "share", "theory")
 RULES = ("within", "above", "below")
-_WITHOUT_REFERENCE = ("value", "theory")
+_WITHOUT_REFERENCE = ("value", "share", "theory")
 OURS = "ours"  # in the place of a paper
 SEEDS = (0, 1, 2)  # of the command that would settle a claim
+SEEDS_OF_SHARES = tuple(range(6))  # the fewest that can settle one (`statistics.share_interval`)
 _REQUIRED = ("row", "paper", "place", "statement", "experiment", "metric", "kind", "optimizer")
 _OPTIONAL = (
     "reference",
@@ -88,7 +91,7 @@ class Claim:
         metric: a measure of a run, or the quantity of a claim of theory.
         kind: one of `KINDS`.
         optimizer: the subject, an optimizer or an arm; "" for a claim of theory.
-        reference: the other optimizer or arm; None for a value.
+        reference: the other optimizer or arm; None for a value or a share.
         printed: what the paper prints for the effect; None if it prints no number.
         margin: how far the effect may lie from it, in units of the effect.
         rule: within, above or below.
@@ -122,7 +125,14 @@ class Claim:
         """The command whose runs would settle the claim."""
         if self.kind == "theory":
             return "make theory"
-        return self.command or reproduce_command(self.experiment, self.optimizers, scale)
+        return self.command or reproduce_command(
+            self.experiment, self.optimizers, scale, self.seeds
+        )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the command that would settle it."""
+        return SEEDS_OF_SHARES if self.kind == "share" else SEEDS
 
     @property
     def optimizers(self) -> tuple[str, ...]:
@@ -133,13 +143,19 @@ class Claim:
 def settling_commands(claims: Sequence[Claim], scale: str = "full") -> tuple[str, ...]:
     """The fewest commands that would settle all of the claims: one per experiment."""
     optimizers: dict[str, dict[str, None]] = {}
+    seeds: dict[str, tuple[int, ...]] = {}
     own = []
     for claim in claims:
+        name = claim.experiment
         if claim.command or claim.kind == "theory":
             own.append(claim.settled_by())
         else:
-            optimizers.setdefault(claim.experiment, {}).update(dict.fromkeys(claim.optimizers))
-    runs = [reproduce_command(name, tuple(needed), scale) for name, needed in optimizers.items()]
+            optimizers.setdefault(name, {}).update(dict.fromkeys(claim.optimizers))
+            seeds[name] = max(seeds.get(name, SEEDS), claim.seeds, key=len)
+    runs = [
+        reproduce_command(name, tuple(needed), scale, seeds[name])
+        for name, needed in optimizers.items()
+    ]
     return (*runs, *dict.fromkeys(own))
 
 
@@ -208,10 +224,7 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     if theory and "optimizer" in entry:
         raise UserError(f"{where}: kind 'theory' has no optimizer")
     if not theory:
-        try:
-            measure_named(str(entry["metric"]))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+        _check_metric(str(entry["metric"]), kind, where)
     if (kind in _WITHOUT_REFERENCE) == ("reference" in entry):
         needed = "no reference" if kind in _WITHOUT_REFERENCE else "a reference optimizer"
         raise UserError(f"{where}: kind {kind!r} needs {needed}")
@@ -234,6 +247,16 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     )
 
 
+def _check_metric(name: str, kind: str, where: str) -> None:
+    try:
+        measure = measure_named(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if kind == "share" and measure.kind != "flag":
+        flags = ", ".join(m.name for m in MEASURES.values() if m.kind == "flag")
+        raise UserError(f"{where}: kind 'share' needs a metric that is 1 or 0: {flags}")
+
+
 def _check_consistency(
     entry: Mapping[str, Any], kind: str, rule: str, printed: Printed | None, where: str
 ) -> None:
@@ -241,10 +264,12 @@ def _check_consistency(
         raise UserError(
             f"{where}: an ordering has no printed number and the rule 'above' or 'below'"
         )
+    if kind == "share" and rule == "within":
+        raise UserError(f"{where}: kind 'share' needs the rule 'above' or 'below'")
     margin = entry.get("margin")
     if printed is None:
         # A factor may be claimed without a number too ("faster"): then 1 is a tie.
-        if kind in ("value", "difference", "theory") or rule == "within":
+        if kind in ("value", "difference", "share", "theory") or rule == "within":
             raise UserError(f"{where}: kind {kind!r}, rule {rule!r} needs 'cell' or 'printed'")
     elif margin is None:
         raise UserError(f"{where}: margin missing: it must be fixed before the run")

@@ -9,6 +9,7 @@ Which runs count, for every measure in the same way:
 * A run that ran out of time or crashed has no final value: it is absent from final values and
   shown in the status column. A running run enters nothing.
 
+Flags and fluctuations are defined in `experiments.analysis.stability`.
 `final:<field>` is the last value of any field of the epoch records.
 """
 
@@ -21,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 
+from experiments.analysis import stability
 from experiments.analysis.runs import FloatArray, Run
 from experiments.errors import UserError, nearest
 
@@ -52,14 +54,14 @@ class Measure:
     Attributes:
         name: as claims and CSV columns write it.
         unit: of the number; "" if it has none.
-        kind: decides how the number is printed.
+        kind: decides how the number is printed; a flag is 1 or 0, for what happened or not.
         statuses: the runs that have this number.
         of: the number; None where the run cannot have it (no records, no target).
     """
 
     name: str
     unit: str
-    kind: Literal["percent", "loss", "count", "seconds", "bytes", "plain"]
+    kind: Literal["percent", "loss", "count", "seconds", "bytes", "plain", "flag"]
     statuses: frozenset[str]
     of: Callable[[Run], float | None]
 
@@ -193,6 +195,11 @@ MEASURES: dict[str, Measure] = {
         Measure("seconds_per_epoch", "s", "seconds", FINISHED, _seconds_per_epoch),
         Measure("optimizer_share", "%", "percent", FINISHED, _optimizer_share),
         Measure("peak_memory", "bytes", "bytes", FINISHED, _peak_memory),
-        Measure("diverged", "", "plain", FINISHED, lambda run: float(run.status == "diverged")),
+        Measure("diverged", "", "flag", FINISHED, lambda run: float(run.status == "diverged")),
+        Measure("failed", "", "flag", FINISHED, stability.failed),
+        Measure("failed_before_drop", "", "flag", FINISHED, stability.failed_before_drop),
+        Measure("failed_at_drop", "", "flag", FINISHED, stability.failed_at_drop),
+        Measure("top1_fluctuation", "points", "percent", FINISHED, stability.top1_fluctuation),
+        Measure("loss_fluctuation", "", "loss", FINISHED, stability.loss_fluctuation),
     )
 }

@@ -19,7 +19,7 @@ def number(value: float, kind: str) -> str:
 
     Args:
         value: finite or infinite.
-        kind: percent | loss | count | seconds | bytes (printed in MiB) | ratio | plain.
+        kind: percent | loss | count | seconds | bytes (printed in MiB) | ratio | plain | flag.
     """
     if math.isinf(value):
         return "none" if value < 0 else "never"
@@ -102,7 +102,7 @@ def _mean(mean: float, half_width: float | None, kind: str) -> str:
 
 def _print(value: float, kind: str, decimals: int) -> str:
     scaled = value / 2**20 if kind == "bytes" else value
-    text = f"{scaled:.4g}" if kind == "plain" else f"{scaled:.{decimals}f}"
+    text = f"{scaled:.4g}" if kind in ("plain", "flag") else f"{scaled:.{decimals}f}"
     return text.replace("-", MINUS)
 
 

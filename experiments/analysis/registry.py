@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.claims import DEFAULT_CLAIMS, SEEDS, Claim, load_claims, reproduce_command
+from experiments.analysis.claims import DEFAULT_CLAIMS, Claim, load_claims, reproduce_command
 from experiments.analysis.costs import (
     PREDICTIONS,
     Cost,
@@ -140,7 +140,7 @@ def _judgement(verdict: Verdict, results: Results | None, *, predictions: Predic
         more_command = reproduce_command(claim.experiment, claim.optimizers, verdict.scale, seeds)
     cost = None
     if verdict.outcome == "not run" and verdict.scale in claim.judged_at and not claim.command:
-        wanted = {name: _missing_seeds(name, results) for name in claim.optimizers}
+        wanted = {name: _missing_seeds(claim, name, results) for name in claim.optimizers}
         cost = cost_of_runs(claim.experiment, verdict.scale, wanted, results, predictions)
     return Judgement(verdict, more_command, cost)
 
@@ -156,10 +156,10 @@ def _with_more(seeds: set[int], count: int) -> tuple[int, ...]:
     return tuple(sorted(seeds.union(itertools.islice(free, count))))
 
 
-def _missing_seeds(contestant: str, results: Results | None) -> int:
+def _missing_seeds(claim: Claim, contestant: str, results: Results | None) -> int:
     groups = results.of_contestant(contestant) if results is not None else ()
     ended = {run.seed for group in groups for run in group.ended}
-    return len(set(SEEDS) - ended)
+    return len(set(claim.seeds) - ended)
 
 
 def _entry(entry: Entry, results_dir: Path) -> dict[str, Any]:

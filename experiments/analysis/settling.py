@@ -3,7 +3,8 @@
 With the standard error `e` of `n` seeds, the interval of `N` seeds has the half width
 `t_{0.975, N-1} e sqrt(n / N)`, if the spread stays what it is. A verdict is settled by the smallest
 `N` for which that is less than the distance from the centre to the nearest edge of the zone that
-the claim allows, if the centre stays where it is. For ratios all of this is in logarithms.
+the claim allows, if the centre stays where it is. For ratios all of this is in logarithms. A share
+of the seeds has its own interval, that of Clopper and Pearson, at every `N`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.groups import Group
-from experiments.analysis.statistics import MEDIAN_SEEDS, Interval, t_quantile
+from experiments.analysis.statistics import MEDIAN_SEEDS, Interval, share_interval, t_quantile
 
 # Nobody will run more; a centre this near to an edge is as good as on it.
 MOST_SEEDS = 50
@@ -34,6 +35,7 @@ class Effect:
         logarithmic: whether the effect is a ratio, compared in logarithms.
         paired: whether it is of pairs of seeds; None where it is of one contestant.
         missed: runs, or pairs, that are infinite.
+        happened: runs in which it happened, where the effect is a share of the runs.
     """
 
     centre: float | None
@@ -44,6 +46,7 @@ class Effect:
     logarithmic: bool = False
     paired: bool | None = None
     missed: int = 0
+    happened: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def more_seeds(effect: Effect, zone: Interval) -> MoreSeeds:
     """
     if effect.n == 0:
         return MoreSeeds(None, "not by more seeds: there is no value to judge by")
+    if effect.happened is not None:
+        return _more_for_a_share(effect.happened / effect.n, effect.n, zone)
     if effect.interval is None and effect.missed:
         more = MEDIAN_SEEDS - effect.n
         if more <= 0:
@@ -89,6 +94,16 @@ def more_seeds(effect: Effect, zone: Interval) -> MoreSeeds:
                 n - effect.n, f"{n} seeds in all, if centre and spread stay what they are"
             )
     return MoreSeeds(None, f"not by up to {MOST_SEEDS} seeds: the centre is too near to an edge")
+
+
+def _more_for_a_share(share: float, n: int, zone: Interval) -> MoreSeeds:
+    """The same where it is a share of the seeds, if that stays what it is up to a whole seed."""
+    for total in range(n + 1, MOST_SEEDS + 1):
+        interval = share_interval(round(share * total), total)
+        inside = interval.low > zone.low and interval.high < zone.high
+        if inside or interval.low > zone.high or interval.high < zone.low:
+            return MoreSeeds(total - n, f"{total} seeds in all, if the share stays what it is")
+    return MoreSeeds(None, f"not by up to {MOST_SEEDS} seeds: the share is too near to an edge")
 
 
 def seconds_of_a_seed(groups: Sequence[Group]) -> float | None:

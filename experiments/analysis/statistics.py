@@ -4,6 +4,9 @@
 n - 1), Student's interval is `m ± t_{0.975, n-1} s / sqrt(n)`. A percentile bootstrap of three
 values cannot leave their range and covers far less than it promises, so it is not offered.
 
+Where something happened in `k` of `n` seeds, its share has the interval of Clopper and Pearson
+(1934), which is exact. Six seeds that agree are the fewest that put it on one side of one half.
+
 A run that misses its target has an infinite time. It is never dropped: the mean then does not exist
 and the median stands in for it. Its interval, that of order statistics, takes six values.
 """
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 CONFIDENCE = 0.95
 # The fewest values whose smallest and largest hold the median between them 95 % of the time.
@@ -114,6 +117,22 @@ class Estimate:
     def exp(self) -> Estimate:
         """The values transformed back from logarithms (for a median or a range)."""
         return Estimate(tuple(exp(value) for value in self.values), self.confidence)
+
+
+def share_interval(happened: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Clopper and Pearson's interval of a share.
+
+    Args:
+        happened: in how many seeds.
+        n: seeds, at least 1.
+        confidence: at least this often the interval has the true share in it.
+    """
+    if not 0 <= happened <= n or n < 1:
+        raise ValueError(f"happened in {happened} of {n} seeds is no share")
+    tail = (1 - confidence) / 2
+    low = betaincinv(happened, n - happened + 1, tail) if happened else 0.0
+    high = betaincinv(happened + 1, n - happened, 1 - tail) if happened < n else 1.0
+    return Interval(float(low), float(high))
 
 
 def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:

@@ -299,6 +299,8 @@ def effect_in_words(verdict: Verdict) -> str:
     claim = verdict.claim
     metric = claim.metric.replace("_", " ").replace("top1", "top-1")
     subject = display_name(claim.optimizer)
+    if claim.kind == "share":
+        return f"share of seeds: {metric}, {subject}"
     if claim.reference is None:
         return f"{metric}, {subject}"
     reference = display_name(claim.reference)

@@ -10,7 +10,8 @@ The effect of a claim has an interval over seeds. The claim allows a zone:
 Interval inside the zone: *reproduced*. Interval outside: *not reproduced*. Otherwise, or without an
 interval: *inconclusive*, with how many more seeds would settle it. No runs that may judge the
 claim: *not run*, with the command that would settle it. A verdict carries the scale of its runs,
-and speaks for no other.
+and speaks for no other. The effect of a claim about what happens (`share`) is the share of the
+seeds in which it happened.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from experiments.analysis.claims import Claim
 from experiments.analysis.groups import Group, Results, display_name
 from experiments.analysis.pairing import compare_groups, start_differs
 from experiments.analysis.settling import Effect, MoreSeeds, more_seeds, seconds_of_a_seed
-from experiments.analysis.statistics import MEDIAN_SEEDS, Estimate, Interval, median_interval
+from experiments.analysis.statistics import (
+    MEDIAN_SEEDS,
+    Estimate,
+    Interval,
+    median_interval,
+    share_interval,
+)
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "not run"]
 
@@ -157,6 +164,9 @@ def _effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:
     if claim.kind == "value":
         values = results.values(groups[0], claim.metric)
         return _effect_of_value(claim, values, len(groups[0].ended))
+    if claim.kind == "share":
+        values = results.values(groups[0], claim.metric)
+        return _effect_of_share(values, len(groups[0].ended))
     first, second = reversed(groups) if claim.kind == "speedup" else groups
     logarithmic = claim.kind in ("ratio", "speedup")
     comparison = compare_groups(results, first, second, claim.metric, logarithmic=logarithmic)
@@ -179,6 +189,17 @@ def _effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:
         paired=comparison.paired,
         missed=comparison.missed,
     )
+
+
+def _effect_of_share(values: dict[int, float], ended: int) -> Effect:
+    n = len(values)
+    reason = "" if n == ended else f"{ended - n} of {ended} ended runs have no value"
+    if n == 0:
+        return Effect(None, None, 0, reason)
+    happened = sum(value == 1 for value in values.values())
+    seen = f"in {happened} of {n} seeds"
+    reason = "; ".join(filter(None, (seen, reason)))
+    return Effect(happened / n, share_interval(happened, n), n, reason, happened=happened)
 
 
 def _effect_of_value(claim: Claim, values: dict[int, float], ended: int) -> Effect:

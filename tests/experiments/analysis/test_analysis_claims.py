@@ -65,6 +65,9 @@ def test_printed_effect_is_computed_from_two_cells(tmp_path, kind, printed):
         ({"cell": "paper/table/task"}, "is needed"),
         ({"printed": 93.9}, "stands in the cell already"),
         ({**DIFFERENCE, "kind": "ordering"}, "an ordering has no printed number"),
+        ({"kind": "share"}, "needs a metric that is 1 or 0: diverged, failed"),
+        ({"kind": "share", "metric": "failed"}, "needs the rule 'above' or 'below'"),
+        ({"kind": "share", "metric": "failed", "reference": "b"}, "needs no reference"),
         ({"contradicts": ["X-T1-z"]}, "did you mean 'X-T1-a'"),
     ],
 )
@@ -94,6 +97,12 @@ def test_command_names_the_runs_that_would_settle_it(tmp_path):
     )
     other = load(tmp_path, {**CLAIM, "command": "make theory"})
     assert other.settled_by() == "make theory"
+    share = load(tmp_path, {**CLAIM, "kind": "share", "metric": "failed", "rule": "above"})
+    assert share.settled_by() == (
+        "python -m experiments.reproduce toy --optimizers a --seeds 0,1,2,3,4,5 --scale full"
+    )
+    (both,) = settling_commands([claim, share])
+    assert "--optimizers b,a --seeds 0,1,2,3,4,5" in both
 
 
 def test_committed_registry_holds_table_3_as_printed():
@@ -137,7 +146,7 @@ def test_questions_of_ours_name_contestants_that_exist_and_quote_no_paper(tmp_pa
 OTHER_ROWS = {
     "M-L1": {"kind": "value", "metric": "final:noise_variance_ratio", "printed": 0.0526},
     "M-T2-cell": {"kind": "value", "metric": "final:flops", "printed": 52e6, "deterministic": True},
-    "S-F7": {"kind": "value", "metric": "diverged", "printed": 1.0, "rule": "above"},
+    "S-F7": {"kind": "share", "metric": "diverged", "printed": 0.5, "rule": "above"},
     "S-F2": {"kind": "speedup", "reference": "sgd", "metric": "steps_to_target", "printed": 1.5},
     "S-F9": {"kind": "ordering", "reference": "b", "rule": "above", "contradicts": ["M-L1"]},
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.analysis.comparison import compare
-from experiments.analysis.statistics import Estimate, t_quantile
+from experiments.analysis.statistics import Estimate, share_interval, t_quantile
 
 values = st.floats(-1e6, 1e6)
 samples = st.lists(values, min_size=2, max_size=8)
@@ -143,3 +143,18 @@ def test_speedup_of_swapped_sides_is_the_reciprocal(times):
     back = compare(others, times, logarithmic=True)
     assert forth.centre * back.centre == pytest.approx(1.0)
     assert forth.interval.low * back.interval.high == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("happened", "n"), [(0, 3), (3, 3), (2, 3), (1, 6), (6, 6), (5, 6)])
+def test_interval_of_a_share_is_that_of_scipy(happened, n):
+    interval = share_interval(happened, n)
+    expected = stats.binomtest(happened, n).proportion_ci(0.95, method="exact")
+    # scipy finds the same root by bisection.
+    np.testing.assert_allclose([interval.low, interval.high], expected, atol=1e-9)
+
+
+def test_six_seeds_that_agree_are_the_fewest_that_settle_a_share():
+    assert share_interval(5, 5).low < 0.5 < share_interval(6, 6).low
+    assert share_interval(0, 6).high < 0.5 < share_interval(0, 5).high
+    with pytest.raises(ValueError, match="4 of 3 seeds"):
+        share_interval(4, 3)

@@ -116,6 +116,36 @@ def test_ordering_needs_an_interval_on_its_side(tmp_path, shifts, outcome):
     assert verdict.outcome == outcome
 
 
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
+    [
+        (("diverged",) * 6, "reproduced"),  # [0.54, 1]
+        (("diverged",) * 3, "inconclusive"),  # [0.29, 1]: three seeds that agree are too few
+        (("diverged",) * 3 + ("done",) * 3, "inconclusive"),  # [0.12, 0.88]
+        (("done",) * 6, "not reproduced"),  # [0, 0.46]
+        (("diverged",) * 6 + ("crashed",), "reproduced"),  # who crashed says nothing
+    ],
+)
+def test_what_happens_is_judged_by_its_share_of_the_seeds(tmp_path, statuses, outcome):
+    share = replace(
+        VALUE, kind="share", metric="diverged", printed=Printed(0.5), margin=0.0, rule="above"
+    )
+    group = [FakeRun(optimizer="mlbfgs", seed=s, status=e) for s, e in enumerate(statuses)]
+    verdict = judged(tmp_path, share, group)
+    happened = sum(status == "diverged" for status in statuses)
+    counted = len(statuses) - statuses.count("crashed")
+    assert verdict.outcome == outcome
+    assert verdict.effect.centre == happened / counted
+    assert verdict.effect.reason.startswith(f"in {happened} of {counted} seeds")
+    more = None if verdict.more is None else verdict.more.seeds
+    assert more == {3: 3 if counted == 3 else None}.get(happened)
+    if counted == 6 and happened == 6:
+        assert (verdict.effect.interval.low, verdict.effect.interval.high) == (
+            pytest.approx(0.025 ** (1 / 6)),  # the share at which six of six happen in 2.5 %
+            1.0,
+        )
+
+
 def test_speedup_is_judged_as_a_ratio(tmp_path):
     slow = [FakeRun(seed=s, top1=(1.0, 1.0, 1.0, 95.0), loss=(1.0,) * 4) for s in range(3)]
     fast = [FakeRun("mlbfgs", seed=s, top1=(1.0, 95.0), loss=(1.0,) * 2) for s in range(3)]
