@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# One request to stop comes on several ways: a scheduler signals all processes of a job, torchrun
+# passes on what it got, a terminal signals every process in the foreground.
+SAME_REQUEST_S = 5.0
+
 
 class StopRequest:
-    """Notes the signals to stop, so that the loop can end at a step; a second one ends at once.
+    """Notes the signals to stop, so that the loop can end at a step; a second request ends at once.
 
     They are SIGINT, SIGTERM and SIGUSR1, which schedulers send before they take a machine away.
+    What comes within `SAME_REQUEST_S` of the first is the same request.
     Signals can be caught in the main thread only; elsewhere they are left as they are.
     """
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self._noted_s = 0.0
         self._previous: dict[int, Any] = {}
 
     @property
@@ -52,6 +59,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._signal is not None:
+        if self._signal is None:
+            self._signal, self._noted_s = number, time.monotonic()
+        elif time.monotonic() - self._noted_s > SAME_REQUEST_S:
             self.obey()
-        self._signal = number

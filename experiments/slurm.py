@@ -94,7 +94,12 @@ class Task:
 
         host = submitit.JobEnvironment().hostnames[0]
         command = self.command(f"{host}:{self.port}")
-        self._process = subprocess.Popen(command, env={**os.environ, **self._environment})
+        # SLURM signals every process of the job, and submitit's signal would end torchrun and ranks.
+        ignored = submitit.JobEnvironment().USR_SIG
+        self._process = subprocess.Popen(
+            ["env", f"--ignore-signal={ignored}", *command],
+            env={**os.environ, **self._environment},
+        )
         while (code := self._process.poll()) is None:  # not wait(): a signal handler waits too
             time.sleep(0.2)
         self._process = None

@@ -182,7 +182,10 @@ def test_two_machines_meet_and_train_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_preempted_job_ends_at_a_checkpoint_and_is_put_back(tmp_path: Path) -> None:
-    """submitit's job, its controller and its signal, without the scheduler."""
+    """submitit's job, its controller and its signal, without the scheduler.
+
+    Like SLURM, the test signals every process of the job, torchrun and ranks included.
+    """
     spec = run_spec(tmp_path / "job", launch=SLURM, **LONG)
     before = os.environ.copy()
     os.environ.update(ENVIRONMENT)
@@ -194,7 +197,10 @@ def test_preempted_job_ends_at_a_checkpoint_and_is_put_back(tmp_path: Path) -> N
     assert outcome.status == "submitted" and outcome.message.startswith("job ")
     controller = int(outcome.message.split()[1].rstrip(","))
     wait_for(lambda: step_of(spec) >= 20)
-    os.kill(_task_of(controller), signal.SIGUSR2)
+    job = _tree(_task_of(controller))
+    assert len(job) >= 3  # the task, torchrun, a rank
+    for process in job:
+        os.kill(process, signal.SIGUSR2)
     logs = spec.directory / slurm.LOG_FOLDER
     wait_for(lambda: "Requeued job" in _said(logs))
     wait_for(
@@ -207,9 +213,16 @@ def test_preempted_job_ends_at_a_checkpoint_and_is_put_back(tmp_path: Path) -> N
 
 
 def _task_of(controller: int) -> int:
-    children = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-    (task,) = map(int, children)
+    (task,) = _children(controller)
     return task
+
+
+def _children(process: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())]
+
+
+def _tree(process: int) -> list[int]:
+    return [process, *(each for child in _children(process) for each in _tree(child))]
 
 
 def _said(folder: Path) -> str:
@@ -224,7 +237,11 @@ def test_batch_script_ends_at_a_checkpoint_queues_again_and_goes_on(tmp_path: Pa
     freeze(spec)
     commands = tmp_path / "bin"
     commands.mkdir()
-    (commands / "srun").write_text('#!/bin/bash\nexec "$@"\n')
+    # SLURM passes a signal on to every process of a step, not to the first alone.
+    (commands / "srun").write_text(
+        '#!/bin/bash\n"$@" & child=$!\n'
+        "trap 'kill -TERM $child $(pgrep -P $child)' TERM\nwait $child\nwait $child\n"
+    )
     (commands / "scontrol").write_text(
         f'#!/bin/bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requeued\n'
     )
