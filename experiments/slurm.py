@@ -94,7 +94,7 @@ class Task:
 
         host = submitit.JobEnvironment().hostnames[0]
         command = self.command(f"{host}:{self.port}")
-        # SLURM signals every process of the job, and submitit's signal would end torchrun and ranks.
+        # SLURM signals all processes of a job; submitit's signal would end torchrun and ranks.
         ignored = submitit.JobEnvironment().USR_SIG
         self._process = subprocess.Popen(
             ["env", f"--ignore-signal={ignored}", *command],
