@@ -1,0 +1,345 @@
+"""The drawings of a page: training curves, what the curvature did, intervals side by side.
+
+A group is drawn with the colour and marker of its optimizer (`analysis.palette`). Line and band are
+those of `analysis.curves`: the mean over seeds, and smallest to largest seed. Every seed's own line
+is in the drawing too and is shown when the reader asks for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from experiments.analysis.curvature import trace
+from experiments.analysis.curves import AXES, Axis, Curve, curve
+from experiments.analysis.groups import Group, Results
+from experiments.analysis.measures import FALLING_METRICS
+from experiments.analysis.palette import LINES, look_of
+from experiments.analysis.quantities import MINUS
+from experiments.analysis.runs import FloatArray, Run
+from experiments.report import svg
+from experiments.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale
+
+METRICS = {
+    "train_loss": "training loss",
+    "test_loss": "test loss",
+    "test_top1": "test top-1 accuracy, %",
+}
+AXIS_LABELS: dict[Axis, str] = {
+    "epoch": "epochs",
+    "step": "steps",
+    "train_time_s": "training time, seconds",
+}
+CURVATURE = {
+    "mu": "curvature ratio μ (dashed: damped)",
+    "gamma": "initial scale γ",
+    "cos_direction_gradient": "cos(d, g)",
+    "direction_over_gradient": "length ‖d‖ / ‖g‖",
+}
+MARKS = 8  # on a line of any length
+POINTS = 300  # of a line at most
+DECADES = 30.0  # a quantity that spans more is drawn on a logarithmic axis
+LOSS_FALL = 5.0  # so is a loss that falls by more
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing.
+
+    Attributes:
+        axis: what stands on the horizontal axis: a field of the epoch records, or `step`.
+        metric: what stands on the vertical one.
+        svg: the drawing.
+    """
+
+    axis: str
+    metric: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a legend.
+
+    Attributes:
+        name: of the group, a word for CSS.
+        label: of the group.
+        swatch: its line and marker.
+        runs: its keys.
+    """
+
+    name: str
+    label: str
+    swatch: str
+    runs: tuple[str, ...]
+
+
+def dashes(groups: Sequence[Group]) -> dict[Group, str]:
+    """The dash pattern of each group: its number among the configs of its contestant."""
+    seen: dict[str, int] = {}
+    patterns = {}
+    for group in groups:
+        place = seen.get(group.contestant, 0)
+        style = LINES[place % len(LINES)]
+        patterns[group] = "" if isinstance(style, str) else " ".join(map(str, style[1]))
+        seen[group.contestant] = place + 1
+    return patterns
+
+
+def legend(groups: Sequence[Group]) -> list[Entry]:
+    """The legend of a page, which has one entry per group, in the order of its tables."""
+    patterns = dashes(groups)
+    entries = []
+    for place, group in enumerate(groups):
+        look = look_of(group)
+        picture = svg.swatch(look.colour, look.marker, patterns[group])
+        keys = tuple(run.key for run in group.ended)
+        entries.append(Entry(f"g{place}", group.label, picture, keys))
+    return entries
+
+
+def training_panels(results: Results, name: str) -> list[Panel]:
+    """Loss and accuracy against epochs, steps and seconds; metrics that no run has are left out.
+
+    Args:
+        results: the runs of one scale.
+        name: prefix of the ids, unique on the page.
+    """
+    panels = []
+    for metric in METRICS:
+        for axis in AXES:
+            curves = {group: curve(group, metric, axis) for group in results.groups}
+            if any(line.x.size for line in curves.values()):
+                panels.append(_training_panel(results, curves, metric, axis, name))
+    return panels
+
+
+def curvature_panels(results: Results, name: str) -> list[Panel]:
+    """The curvature records against steps: median over blocks and seeds, smallest to largest."""
+    groups = [group for group in results.groups if any(run.curvature for run in group.ended)]
+    return [_curvature_panel(results, field, name) for field in CURVATURE] if groups else []
+
+
+def interval_panel(
+    title: str,
+    rows: Sequence[tuple[Group, float, float, float]],
+    *,
+    neutral: float | None = None,
+    logarithmic: bool = False,
+) -> str:
+    """Centres with intervals, one row a group; "" without rows.
+
+    Args:
+        title: what is shown, with its unit.
+        rows: group, centre, low, high; low and high are NaN where there is no interval.
+        neutral: a vertical line, such as 1 for a ratio.
+        logarithmic: whether the axis is.
+    """
+    if not rows:
+        return ""
+    row_height, left = 24, 190
+    height = 34 + row_height * len(rows) + 34
+    numbers = [v for row in rows for v in row[1:]] + ([] if neutral is None else [neutral])
+    x = svg.scale_for(numbers, left, WIDTH - RIGHT, logarithmic=logarithmic)
+    floor = height - 34
+    parts = [f'<text class="title" x="4" y="17">{escape(title)}</text>']
+    for value in x.ticks():
+        at = x(value)
+        parts.append(f'<path class="grid" d="M{at:.1f} 26V{floor}"/>')
+        label = svg.tick_label(value)
+        parts.append(f'<text class="tick middle" x="{at:.1f}" y="{floor + 18}">{label}</text>')
+    if neutral is not None:
+        parts.append(f'<path class="target" d="M{x(neutral):.1f} 26V{floor}"/>')
+    told = []
+    for place, (group, centre, low, high) in enumerate(rows):
+        look = look_of(group)
+        at = 26 + row_height * (place + 0.5)
+        label = _clipped(group.label, 24)
+        parts.append(f'<text class="tick end" x="{left - 12}" y="{at + 4}">{label}</text>')
+        bounds = "" if math.isnan(low) else f" [{_told(low)}, {_told(high)}]"
+        words = f"{group.label}: {_told(centre)}{bounds}"
+        told.append(words)
+        body = "" if math.isnan(low) else _bar(x, low, high, at)
+        body += svg.marker(look.marker, x(centre), at, words)
+        parts.append(f'<g style="--c:{svg.ink(look.colour)}">{body}</g>')
+    alt = escape(f"{title}. {'; '.join(told)}.")
+    return (
+        f'<svg class="panel" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{alt}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _training_panel(
+    results: Results, curves: dict[Group, Curve], metric: str, axis: Axis, name: str
+) -> Panel:
+    drawn = [line for line in curves.values() if line.x.size]
+    ceiling = _ceiling(metric, drawn)
+    values = [min(float(v), ceiling) for line in drawn for v in (*line.low, *line.high)]
+    x_values = [float(v) for line in drawn for v in line.x]
+    x_values += [run.epochs[-1][axis] for line in drawn for run in line.group.ended if run.epochs]
+    x = svg.scale_for(x_values, LEFT, WIDTH - RIGHT, from_zero=True)
+    falls = metric in FALLING_METRICS
+    logarithmic = falls and min(values) > 0 and max(values) > LOSS_FALL * min(values)
+    y = svg.scale_for(values, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
+    patterns = dashes(results.groups)
+    body = []
+    if results.target is not None and results.target.metric == metric:
+        at = y(results.target.value)
+        body.append(f'<path class="target" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
+    for place, group in enumerate(results.groups):
+        line = curves[group]
+        shape = "".join(_seed_line(run, metric, axis, x, y, ceiling) for run in group.ended)
+        shape += _curve(line, x, y, ceiling, patterns[group], AXIS_LABELS[axis])
+        body.append(_group(place, group, shape))
+    title = f"{METRICS[metric]}{', log' if logarithmic else ''}"
+    alt = f"{METRICS[metric]} against {AXIS_LABELS[axis]}. {_ends_in_words(drawn)}"
+    frame = svg.frame(x, y, title=title, x_label=AXIS_LABELS[axis])
+    drawing = svg.panel(f"{name}-{metric}-{axis}", alt, frame, "".join(body))
+    return Panel(axis, metric, drawing)
+
+
+def _curve(line: Curve, x: Scale, y: Scale, ceiling: float, dash: str, unit: str) -> str:
+    if not line.x.size:
+        return "".join(_cross(x(a), y(min(b, ceiling))) for a, b in line.ends)
+
+    def places(values: FloatArray) -> list[tuple[float, float]]:
+        keep = _thinned(line.x.size)
+        return [(x(line.x[i]), y(min(float(values[i]), ceiling))) for i in keep]
+
+    parts = [svg.area(places(line.high), places(line.low))] if line.n.max() > 1 else []
+    parts.append(svg.polyline(places(line.mean), "line", svg.dash_attribute(dash)))
+    for i in _marked(line.x.size):
+        spread = f" [{_told(line.low[i])}, {_told(line.high[i])}]" if line.n[i] > 1 else ""
+        told = f"{line.group.label}: {_told(line.mean[i])}{spread} at {line.x[i]:.6g} {unit}"
+        at = (x(line.x[i]), y(min(float(line.mean[i]), ceiling)))
+        parts.append(svg.marker(look_of(line.group).marker, *at, told))
+    parts += [_cross(x(a), y(min(b, ceiling))) for a, b in line.ends]
+    return "".join(parts)
+
+
+def _seed_line(run: Run, metric: str, axis: Axis, x: Scale, y: Scale, ceiling: float) -> str:
+    at, values = run.epoch_series(axis), run.epoch_series(metric)
+    keep = np.flatnonzero(np.isfinite(at) & np.isfinite(values))
+    keep = keep[_thinned(keep.size)]
+    points = [(x(float(at[i])), y(min(float(values[i]), ceiling))) for i in keep]
+    title = f"<title>seed {run.seed}</title>"
+    return svg.polyline(points, "seed").replace("/>", f">{title}</path>")
+
+
+def _curvature_panel(results: Results, field: str, name: str) -> Panel:
+    traces = {group: trace(group.ended, field) for group in results.groups}
+    found = [entry for entry in traces.values() if entry[0].size]
+    values = [float(v) for _, _, low, high in found for v in (*low, *high)]
+    damped = {}
+    if field == "mu":
+        damped = {group: trace(group.ended, "mu_damped") for group in results.groups}
+        values += [float(v) for _, median, _, _ in damped.values() for v in median]
+    x = svg.scale_for([float(v) for s, *_ in found for v in s], LEFT, WIDTH - RIGHT, from_zero=True)
+    cosine = field == "cos_direction_gradient"
+    positive = [v for v in values if v > 0]
+    logarithmic = (
+        not cosine and len(positive) == len(values) and max(values) > DECADES * min(values)
+    )
+    if cosine:  # how near to 1 it lies is the point
+        values += [0.0, 1.0]
+    y = svg.scale_for(values, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
+    patterns = dashes(results.groups)
+    body = []
+    for place, group in enumerate(results.groups):
+        steps, median, low, high = traces[group]
+        if not steps.size:
+            continue
+        shape = _seed_traces(group, field, x, y)
+        shape += svg.area(_points(x, y, steps, high), _points(x, y, steps, low))
+        dash = svg.dash_attribute(patterns[group])
+        shape += svg.polyline(_points(x, y, steps, median), "line", dash)
+        if field == "mu":
+            steps_damped, median_damped, _, _ = damped[group]
+            points = _points(x, y, steps_damped, median_damped)
+            shape += svg.polyline(points, "line thin", svg.dash_attribute("3 3"))
+        for i in _marked(steps.size):
+            spread = f"[{_told(low[i])}, {_told(high[i])}]"
+            told = f"{group.label}: {_told(median[i])} {spread} at {steps[i]:.0f} steps"
+            at = (x(steps[i]), y(median[i]))
+            shape += svg.marker(look_of(group).marker, *at, told)
+        body.append(_group(place, group, shape))
+    title = f"{CURVATURE[field]}{', log' if logarithmic else ''}"
+    words = "; ".join(
+        f"{group.label} from {_told(median[0])} to {_told(median[-1])}"
+        for group, (steps, median, _, _) in traces.items()
+        if steps.size
+    )
+    alt = f"{CURVATURE[field]} against steps, medians. {words}."
+    frame = svg.frame(x, y, title=title, x_label="steps")
+    return Panel("step", field, svg.panel(f"{name}-{field}", alt, frame, "".join(body)))
+
+
+def _seed_traces(group: Group, field: str, x: Scale, y: Scale) -> str:
+    lines = []
+    for run in group.ended:
+        steps, median, _, _ = trace([run], field)
+        title = f"<title>seed {run.seed}</title>"
+        line = svg.polyline(_points(x, y, steps, median), "seed")
+        lines.append(line.replace("/>", f">{title}</path>"))
+    return "".join(lines)
+
+
+def _points(x: Scale, y: Scale, at: FloatArray, values: FloatArray) -> list[tuple[float, float]]:
+    return [(x(float(at[i])), y(float(values[i]))) for i in _thinned(at.size)]
+
+
+def _group(place: int, group: Group, shape: str) -> str:
+    colour = svg.ink(look_of(group).colour)
+    return f'<g class="group g{place}" style="--c:{colour}">{shape}</g>'
+
+
+def _ends_in_words(lines: Iterable[Curve]) -> str:
+    told = (
+        f"{line.group.label} from {_told(line.mean[0])} to {_told(line.mean[-1])} "
+        f"(n = {line.n.max()})"
+        for line in lines
+    )
+    return f"{'; '.join(told)}."
+
+
+def _ceiling(metric: str, lines: Sequence[Curve]) -> float:
+    """A loss that explodes leaves the panel at ten times the largest first loss."""
+    if metric not in FALLING_METRICS:
+        return math.inf
+    return 10 * max(float(line.high[0]) for line in lines)
+
+
+def _thinned(count: int) -> list[int]:
+    """Every so many indices, the last included, `POINTS` at most."""
+    stride = max(1, math.ceil(count / POINTS))
+    kept = list(range(0, count, stride))
+    return kept if not count or kept[-1] == count - 1 else [*kept, count - 1]
+
+
+def _marked(count: int) -> list[int]:
+    stride = max(1, math.ceil(count / MARKS))
+    return list(range(count - 1, -1, -stride))[::-1]
+
+
+def _bar(x: Scale, low: float, high: float, at: float) -> str:
+    """The bar of an interval; one that leaves the axis has no cap there."""
+    left, right = x(low), x(high)
+    caps = "".join(f"M{end:.1f} {at - 5}v10" for end in (left, right))
+    return f'<path class="line" d="M{left:.1f} {at}H{right:.1f}{caps}"/>'
+
+
+def _cross(x: float, y: float) -> str:
+    d = f"M{x - 5:.1f} {y - 5:.1f}l10 10m0 -10l-10 10"
+    return f'<path class="cross" d="{d}"><title>a seed diverged here</title></path>'
+
+
+def _told(value: float) -> str:
+    return f"{value:.4g}".replace("-", MINUS)
+
+
+def _clipped(text: str, length: int) -> str:
+    return escape(text if len(text) <= length else f"{text[: length - 1]}…")

@@ -1,0 +1,177 @@
+"""The first page: what was claimed, what we found, at which scale, at which cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.analysis import quantities
+from experiments.analysis.claims import OURS
+from experiments.analysis.measures import measure_named
+from experiments.analysis.theory import short
+from experiments.report.cells import duration
+from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
+from experiments.report.material import Material
+
+PAPERS = {"mL-BFGS": "mL-BFGS (2023)", "SLIM-QN": "SLIM-QN (2021)", OURS: "our own questions"}
+SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "not run": "○"}
+NO_TRAINING = "no training"
+_UNITS = {
+    "percent": " %",
+    "seconds": " s",
+    "bytes": " MiB",
+    "mean_log_train_loss": " in log loss",
+    "final_train_loss": " in loss",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim at one scale, in words.
+
+    Attributes:
+        claim: the claim.
+        judgement: the judgement.
+        scale: full, reduced or smoke; "no training"; "" where nothing was run.
+        paper: the paper's number with the rule.
+        allowed: what still counts as reproduced.
+        ours: our number with its interval; "" without one.
+        n: how many runs or pairs, in words.
+        sort_ours: what it sorts by.
+        cost: of the runs, in words; predicted where nothing was run.
+        cost_s: seconds; None where unknown.
+        links: text and relative place of the runs.
+        page: of the experiment; "" where it has none.
+    """
+
+    claim: JudgedClaim
+    judgement: Judgement
+    scale: str
+    paper: str
+    allowed: str
+    ours: str
+    n: str
+    sort_ours: str
+    cost: str
+    cost_s: float | None
+    links: tuple[tuple[str, str], ...]
+    page: str
+
+    @property
+    def anchor(self) -> str:
+        """Id on the page."""
+        scale = f"-{self.judgement.scale}" if len(self.claim.judgements) > 1 else ""
+        return f"{self.claim.id}{scale}"
+
+
+def claim_rows(material: Material, claims: Sequence[JudgedClaim]) -> list[Row]:
+    """One row per claim and judgement: what was judged first, what was not run last."""
+    rows = [_row(material, claim, part) for claim in claims for part in claim.judgements]
+    order = {"training": 0, "theory": 1, "not run": 2}
+
+    def place(row: Row) -> int:
+        kind = "theory" if row.claim.kind == "theory" else "training"
+        return order["not run" if row.judgement.outcome == "not run" else kind]
+
+    return sorted(rows, key=place)
+
+
+def tally(rows: Sequence[Row]) -> list[tuple[str, dict[str, int]]]:
+    """How many rows have each outcome, by paper and over all."""
+    papers = list(dict.fromkeys((*PAPERS, *(row.claim.paper for row in rows))))
+    counts = {
+        paper: Counter(row.judgement.outcome for row in rows if row.claim.paper == paper)
+        for paper in papers
+    }
+    lines = [(PAPERS.get(paper, paper), dict(counts[paper])) for paper in papers if counts[paper]]
+    return [*lines, ("all", dict(sum(counts.values(), Counter())))]
+
+
+def filters(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The values to filter by that occur."""
+    scales = ("full", "reduced", "smoke", NO_TRAINING)
+    return {
+        "verdict": [o for o in OUTCOMES if any(r.judgement.outcome == o for r in rows)],
+        "paper": list(dict.fromkeys(row.claim.paper for row in rows)),
+        "scale": [scale for scale in scales if any(row.scale == scale for row in rows)],
+    }
+
+
+def printed_in_words(claim: JudgedClaim) -> tuple[str, str]:
+    """The paper's number, and what still counts as reproduced."""
+    sign = {"above": "> ", "below": "< ", "within": ""}[claim.rule]
+    if claim.printed is None:
+        text = "1 ×" if claim.kind in ("ratio", "speedup") else "0"
+    else:
+        text = _with_unit(claim, claim.printed)
+    if not claim.margin:
+        return f"{sign}{text}", ""
+    side = {"above": quantities.MINUS, "below": "+", "within": "±"}[claim.rule]
+    return f"{sign}{text}", f"{side} {claim.margin:.4g}"
+
+
+def ours_in_words(claim: JudgedClaim, judgement: Judgement) -> str:
+    """Our effect with its interval; "" where there is none."""
+    if judgement.centre is None:
+        return ""
+    text = _with_unit(claim, judgement.centre)
+    low, high = judgement.low, judgement.high
+    if low is None or high is None or low == high:
+        return text
+    return f"{text} [{_number(claim, low)}, {_number(claim, high)}]"
+
+
+def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
+    paper, allowed = printed_in_words(claim)
+    theory = claim.kind == "theory"
+    judged = judgement.outcome != "not run"
+    cost_s = material.training_seconds(judgement.runs)
+    cost = duration(cost_s)
+    if not judged and judgement.more_seeds_cost_s is not None:
+        cost_s, cost = judgement.more_seeds_cost_s, f"about {duration(judgement.more_seeds_cost_s)}"
+    ours = ours_in_words(claim, judgement)
+    exact = theory and judgement.low == judgement.high
+    n = "" if not ours else "exact" if exact else f"n = {judgement.n}"
+    return Row(
+        claim=claim,
+        judgement=judgement,
+        scale=NO_TRAINING if theory else judgement.scale if judged or ours else "",
+        paper=paper,
+        allowed=allowed,
+        ours=ours,
+        n=n,
+        sort_ours="" if judgement.centre is None else f"{judgement.centre:.6g}",
+        cost=cost,
+        cost_s=cost_s,
+        links=tuple((run.removeprefix("runs/"), run) for run in judgement.runs),
+        page="theory.html"
+        if theory
+        else f"{claim.experiment}.html"
+        if claim.experiment in material.experiments
+        else "",
+    )
+
+
+def _kind(claim: JudgedClaim) -> str:
+    if claim.kind in ("ratio", "speedup"):
+        return "ratio"
+    return measure_named(claim.metric).kind
+
+
+def _number(claim: JudgedClaim, value: float) -> str:
+    if claim.kind == "theory":
+        text = "∞" if value == float("inf") else short(value)
+        return text.replace("-", quantities.MINUS)
+    return quantities.number(value, _kind(claim))
+
+
+def _with_unit(claim: JudgedClaim, value: float) -> str:
+    text = _number(claim, value)
+    if claim.kind == "theory" or text in ("never", "none"):
+        return text
+    if claim.kind in ("ratio", "speedup"):
+        return f"{text} ×"
+    if _kind(claim) == "percent" and claim.kind != "value":
+        return f"{text} points"
+    return text + _UNITS.get(claim.metric, _UNITS.get(_kind(claim), ""))

@@ -1,0 +1,161 @@
+"""Prose whose numbers come from the results: Markdown templates in `prose/`.
+
+A text names a number, `{{ ours("sgd", "final_top1") }}`, and the page prints it with interval and n
+and a link to its runs. A number typed by hand stops the build, and so does a name that the
+results do not have, or a statement, `{{ holds(...) }}`, that they contradict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+from markupsafe import Markup
+
+from experiments.analysis import quantities
+from experiments.analysis.groups import Group, Results
+from experiments.analysis.measures import measure_named
+from experiments.analysis.statistics import compare
+from experiments.analysis.tables import estimate_of
+from experiments.errors import UserError, nearest
+from experiments.report.markdown import to_html
+
+FOLDER = Path(__file__).resolve().parent / "prose"
+_PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`", re.S)
+# Numbers that are names: ResNet-18, CIFAR-10, Table 3, section 5.1, patch 16.
+_NAME = re.compile(
+    r"[A-Za-zé]+-\d+|\b(?:Table|Figure|Section|Appendix|Lemma|Theorem|Algorithm) [A-Z]?\.?\d[\d.]*"
+)
+_DIGITS = re.compile(r"\d[\d.,]*")
+
+
+def experiment_prose(
+    experiment: str, all_results: Sequence[Results], folder: Path = FOLDER
+) -> Markup:
+    """What is said about an experiment; empty where nothing is written.
+
+    Args:
+        experiment: its name; the file is `<name>.md`.
+        all_results: its runs, one entry per scale.
+        folder: with the texts.
+
+    Raises:
+        UserError: a typed number, an unknown name, or a statement that does not hold.
+    """
+    return render(folder / f"{experiment}.md", _functions(all_results))
+
+
+def render(path: Path, values: Mapping[str, Any]) -> Markup:
+    """Fill one text; empty where the file does not exist.
+
+    Args:
+        path: the Markdown template.
+        values: what its placeholders may name.
+
+    Raises:
+        UserError: as `experiment_prose`.
+    """
+    if not path.is_file():
+        return Markup("")
+    text = path.read_text(encoding="utf-8")
+    refuse_typed_numbers(text, path.name)
+    environment = Environment(undefined=StrictUndefined, autoescape=False)
+    try:
+        return to_html(environment.from_string(text).render(values))
+    except (TemplateError, TypeError) as error:
+        raise UserError(f"prose/{path.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"prose/{path.name}: {error}") from error
+
+
+def refuse_typed_numbers(text: str, name: str) -> None:
+    """Check that every number of a text is a placeholder, a piece of code, or part of a name.
+
+    Raises:
+        UserError: one is not; the message names the line.
+    """
+    bare = _PLACEHOLDER.sub(lambda found: "\n" * found[0].count("\n"), text)
+    for number, line in enumerate(bare.splitlines(), start=1):
+        found = _DIGITS.search(_NAME.sub("", line))
+        if found:
+            raise UserError(
+                f"prose/{name}, line {number}: the number {found[0]!r} is typed; "
+                'name its source instead, such as {{ ours("sgd", "final_top1") }}'
+            )
+
+
+def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
+    def at(scale: str | None) -> Results:
+        known = {results.scale: results for results in all_results}
+        name = next(iter(known)) if scale is None else scale
+        if name not in known:
+            raise UserError(f"no runs at scale {name!r}: {nearest(name, known)}")
+        return known[name]
+
+    def group_of(results: Results, contestant: str) -> Group:
+        groups = results.of_contestant(contestant)
+        if len(groups) != 1:
+            names = [group.contestant for group in results.groups]
+            raise UserError(f"{len(groups)} groups of {contestant!r}: {nearest(contestant, names)}")
+        return groups[0]
+
+    def ours(contestant: str, measure: str, scale: str | None = None) -> Markup:
+        results = at(scale)
+        group = group_of(results, contestant)
+        value = estimate_of(results, group, measure)
+        kind = measure_named(measure).kind
+        text = quantities.estimate(value, kind, infinite="never")
+        return _traced(results, [group], text)
+
+    def difference(subject: str, reference: str, measure: str, scale: str | None = None) -> Markup:
+        results = at(scale)
+        groups = [group_of(results, name) for name in (subject, reference)]
+        found = compare(*(results.values(group, measure) for group in groups))
+        kind = measure_named(measure).kind
+        return _traced(results, groups, quantities.comparison(found, kind))
+
+    def setting(path: str, scale: str | None = None) -> str:
+        runs = [run for group in at(scale).groups for run in group.runs]
+        values = {str(_lookup(run.config, path)) for run in runs}
+        if len(values) != 1:
+            raise UserError(f"{path} differs between the runs: {', '.join(sorted(values))}")
+        return values.pop()
+
+    def holds(
+        subject: str, relation: str, reference: str, measure: str, scale: str | None = None
+    ) -> str:
+        """The interval of the difference lies above ("above") or below ("below") 0."""
+        results = at(scale)
+        groups = [group_of(results, name) for name in (subject, reference)]
+        bounds = compare(*(results.values(group, measure) for group in groups)).interval
+        sides = {
+            "above": bounds is not None and bounds.low > 0,
+            "below": bounds is not None and bounds.high < 0,
+        }
+        if relation not in sides:
+            raise UserError(f"relation {relation!r}: {nearest(relation, sides)}")
+        if not sides[relation]:
+            raise UserError(
+                f"the text says that {measure} of {subject} is {relation} that of {reference}, "
+                f"the runs say {quantities.interval(bounds, measure_named(measure).kind)}"
+            )
+        return ""
+
+    return {"ours": ours, "difference": difference, "setting": setting, "holds": holds}
+
+
+def _traced(results: Results, groups: Sequence[Group], text: str) -> Markup:
+    names = [f"source-{results.scale}-{results.groups.index(group)}" for group in groups]
+    link = Markup('<a class="n" href="#{0}" data-src="{1}">{2}</a>')
+    return link.format(names[0], " ".join(names), text)
+
+
+def _lookup(node: Any, path: str) -> Any:
+    for part in path.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise UserError(f"no setting {path!r}")
+        node = node[part]
+    return node

@@ -1,0 +1,121 @@
+"""What a comparison shows, in sentences made from its numbers by fixed rules.
+
+A contestant is *above* or *below* another where the interval of the difference, paired by seed,
+excludes 0; otherwise the two are not told apart. One seed has no interval and tells nothing apart.
+"""
+
+from __future__ import annotations
+
+from experiments.analysis import quantities
+from experiments.analysis.contrasts import TOP1, difference, gain_lines
+from experiments.analysis.groups import Group, Results
+from experiments.analysis.statistics import Comparison, Estimate
+from experiments.analysis.tables import estimate_of, speedup_over_sgd
+from experiments.report.cells import duration
+from experiments.report.material import training_seconds
+
+
+def findings(results: Results) -> list[str]:
+    """What the runs of one scale show, a sentence each."""
+    return [
+        _effort(results),
+        *_best(results),
+        *_told_apart(results),
+        *_speed(results),
+        *gain_lines(results),
+    ]
+
+
+def _effort(results: Results) -> str:
+    runs = [run for group in results.groups for run in group.runs]
+    seconds = sum(training_seconds(run) for run in runs)
+    seeds = sorted({run.seed for run in runs})
+    counts = {len(group.ended) for group in results.groups}
+    each = "" if len(counts) > 1 else f", {min(counts)} each" if counts else ""
+    named = ", ".join(map(str, seeds))
+    return (
+        f"{len(runs)} runs of {len(results.groups)} contestants{each}, "
+        f"seed{'s' if len(seeds) > 1 else ''} {named}, {duration(seconds)} of training"
+    )
+
+
+def _best(results: Results) -> list[str]:
+    means = {group: estimate_of(results, group, TOP1) for group in results.groups}
+    known = {group: value for group, value in means.items() if value.mean is not None}
+    if not known:
+        return []
+    best = max(known, key=lambda group: known[group].mean or 0.0)
+    text = f"highest mean final top-1: {best.label}, {_percent(known[best])}"
+    baseline = results.baseline()
+    if baseline in known and baseline is not best:
+        text += f"; the baseline {baseline.label} has {_percent(known[baseline])}"
+    return [text]
+
+
+def _told_apart(results: Results) -> list[str]:
+    over = results.baseline()
+    if over is None:
+        return []
+    sorted_out: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    single = []
+    for group in results.groups:
+        if group is over:
+            continue
+        found = difference(results, group, over, TOP1)
+        if found.interval is None:
+            single.append(group.label)
+            continue
+        side = _side(found, 0.0)
+        told = quantities.comparison(found, "percent")
+        sorted_out[side].append(f"{group.label} ({told} points)")
+    lines = [
+        f"{side} {over.label} in final top-1: {', '.join(names)}"
+        for side, names in sorted_out.items()
+        if names
+    ]
+    if single:
+        lines.append(
+            f"without an interval, so not told apart from {over.label} in final top-1: "
+            f"{', '.join(single)}"
+        )
+    return lines
+
+
+def _speed(results: Results) -> list[str]:
+    over = results.baseline()
+    if over is None or results.target is None:
+        return []
+    lines = []
+    for measure, unit in (("steps_to_target", "steps"), ("seconds_to_target", "seconds")):
+        sides: dict[str, list[str]] = {"faster than": [], "slower than": []}
+        for group in results.groups:
+            ratio = speedup_over_sgd(results, group, measure)
+            if group is over or ratio is None or ratio.interval is None:
+                continue
+            told = f"{group.label} ({quantities.comparison(ratio, 'ratio')} times)"
+            side = _side(ratio, 1.0)
+            if side != "not told apart from":
+                sides["faster than" if side == "above" else "slower than"].append(told)
+        for side, names in sides.items():
+            if names:
+                lines.append(f"{side} {over.label} to {results.target}, {unit}: {', '.join(names)}")
+    misses = [_missed(results, group) for group in results.groups]
+    if any(misses):
+        lines.append(f"missed {results.target}: {', '.join(filter(None, misses))}")
+    return lines
+
+
+def _missed(results: Results, group: Group) -> str:
+    value = estimate_of(results, group, "steps_to_target")
+    return f"{group.label} ({value.misses} of {value.n})" if value.misses else ""
+
+
+def _side(found: Comparison, neutral: float) -> str:
+    assert found.interval is not None
+    if found.interval.low > neutral:
+        return "above"
+    return "below" if found.interval.high < neutral else "not told apart from"
+
+
+def _percent(value: Estimate) -> str:
+    return f"{quantities.estimate(value, 'percent')} %"
