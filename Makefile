@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet report report-diff documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -121,6 +121,14 @@ reproduce-cifar10-vit: $(STAMP) ## ViT on CIFAR-10: SLIM-QN paper, Figure 6 (SCA
 	$(call reproduce,cifar10_vit)
 
 reproduce-all: $(PAPERS) ## all of these, one after the other
+
+report: $(STAMP) ## results/report/index.html, a static tree of pages, from the committed results alone (half a minute)
+	$(BIN)/python -m experiments.analysis.documents --check
+	$(BIN)/python -m experiments.report
+
+report-diff: $(STAMP) ## what changed from A=results directory to B=results directory
+	@$(if $(and $(A),$(B)),,$(error usage: make report-diff A=/path/to/results B=results))
+	$(BIN)/python -m experiments.report diff "$(A)" "$(B)"
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents

@@ -78,24 +78,36 @@ class Browser:
         os.close(self._write)
         os.close(self._read)
 
-    def open(self, path: Path, width: int = 1400, height: int = 900, **media: str) -> Page:
+    def open(
+        self,
+        path: Path,
+        width: int = 1400,
+        height: int = 900,
+        *,
+        scripts: bool = True,
+        medium: str = "screen",
+        **media: str,
+    ) -> Page:
         """Open a file in a new tab.
 
         Args:
             path: of the page.
             width: of the window, in pixels.
             height: of the window.
+            scripts: whether the page's own scripts run.
+            medium: screen or print.
             media: features to emulate, such as `prefers_color_scheme="dark"`.
         """
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        page = Page(self, session)
+        page = Page(self, session, target)
         page.call("Runtime.enable")
         page.call("Log.enable")
         page.call("Network.enable")
         page.call("Page.enable")
         features = [{"name": k.replace("_", "-"), "value": v} for k, v in media.items()]
-        page.call("Emulation.setEmulatedMedia", features=features)
+        page.call("Emulation.setEmulatedMedia", media=medium, features=features)
+        page.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         page.resize(width, height)
         self.events.clear()
         page.call("Page.navigate", url=path.resolve().as_uri())
@@ -143,9 +155,14 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, target: str) -> None:
         self._browser = browser
         self._session = session
+        self._target = target
+
+    def close(self) -> None:
+        """Close the tab."""
+        self._browser.call("Target.closeTarget", targetId=self._target)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command to this tab."""

@@ -79,6 +79,17 @@ def test_analysis_knows_run_files_alone():
     assert violations(shared, lambda m: m.split(".")[0] not in STANDARD) == []
 
 
+def test_the_report_knows_files_alone():
+    def forbidden(module):
+        if within(module, "torch", "torchvision", "mlbfgs"):
+            return True
+        return within(module, "experiments") and not within(
+            module, "experiments.report", "experiments.analysis", "experiments.errors"
+        )
+
+    assert violations(sources("experiments/report"), forbidden) == []
+
+
 def test_oracles_do_not_import_what_they_judge():
     oracles = [p for p in sources("tests") if "oracle" in p.name]
     assert violations(oracles, lambda m: within(m, "mlbfgs", "experiments")) == []

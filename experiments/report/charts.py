@@ -158,7 +158,7 @@ def interval_panel(
     for place, (group, centre, low, high) in enumerate(rows):
         look = look_of(group)
         at = 26 + row_height * (place + 0.5)
-        label = _clipped(group.label, 24)
+        label = _clipped(group.label, 22)
         parts.append(f'<text class="tick end" x="{left - 12}" y="{at + 4}">{label}</text>')
         bounds = "" if math.isnan(low) else f" [{_told(low)}, {_told(high)}]"
         words = f"{group.label}: {_told(centre)}{bounds}"

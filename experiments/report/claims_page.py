@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from experiments.analysis import quantities
 from experiments.analysis.claims import OURS
 from experiments.analysis.measures import measure_named
+from experiments.analysis.runs import SCALES
 from experiments.analysis.theory import short
 from experiments.report.cells import duration
 from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
@@ -17,6 +18,7 @@ from experiments.report.material import Material
 PAPERS = {"mL-BFGS": "mL-BFGS (2023)", "SLIM-QN": "SLIM-QN (2021)", OURS: "our own questions"}
 SYMBOLS = {"reproduced": "✓", "not reproduced": "✗", "inconclusive": "?", "not run": "○"}
 NO_TRAINING = "no training"
+SCALES_SHOWN = (NO_TRAINING, *SCALES)
 _UNITS = {
     "percent": " %",
     "seconds": " s",
@@ -33,15 +35,16 @@ class Row:
     Attributes:
         claim: the claim.
         judgement: the judgement.
-        scale: full, reduced or smoke; "no training"; "" where nothing was run.
+        scale: full, reduced or smoke; "no training".
         paper: the paper's number with the rule.
         allowed: what still counts as reproduced.
         ours: our number with its interval; "" without one.
         n: how many runs or pairs, in words.
+        shown: our number at a scale that may not judge the claim; "" without one.
         sort_ours: what it sorts by.
         cost: of the runs, in words; predicted where nothing was run.
         cost_s: seconds; None where unknown.
-        links: text and relative place of the runs.
+        files: the run directories, or the file of findings, relative to the results directory.
         page: of the experiment; "" where it has none.
     """
 
@@ -52,49 +55,60 @@ class Row:
     allowed: str
     ours: str
     n: str
+    shown: str
     sort_ours: str
     cost: str
     cost_s: float | None
-    links: tuple[tuple[str, str], ...]
+    files: tuple[str, ...]
     page: str
 
     @property
     def anchor(self) -> str:
         """Id on the page."""
-        scale = f"-{self.judgement.scale}" if len(self.claim.judgements) > 1 else ""
-        return f"{self.claim.id}{scale}"
+        return f"{self.claim.id}-{self.judgement.scale}"
 
 
 def claim_rows(material: Material, claims: Sequence[JudgedClaim]) -> list[Row]:
-    """One row per claim and judgement: what was judged first, what was not run last."""
-    rows = [_row(material, claim, part) for claim in claims for part in claim.judgements]
-    order = {"training": 0, "theory": 1, "not run": 2}
+    """One row per claim and scale: what was judged first, what was not run last.
+
+    A scale that may not judge a claim has no row of its own; what its runs say stands beside the
+    verdict of the scale that may.
+    """
+    rows = [
+        _row(material, claim, part)
+        for claim in claims
+        for part in claim.judgements
+        if part.scale in claim.judged_at
+    ]
 
     def place(row: Row) -> int:
-        kind = "theory" if row.claim.kind == "theory" else "training"
-        return order["not run" if row.judgement.outcome == "not run" else kind]
+        if row.judgement.outcome == "not run":
+            return 2
+        return 1 if row.claim.kind == "theory" else 0
 
     return sorted(rows, key=place)
 
 
-def tally(rows: Sequence[Row]) -> list[tuple[str, dict[str, int]]]:
-    """How many rows have each outcome, by paper and over all."""
-    papers = list(dict.fromkeys((*PAPERS, *(row.claim.paper for row in rows))))
-    counts = {
-        paper: Counter(row.judgement.outcome for row in rows if row.claim.paper == paper)
-        for paper in papers
-    }
-    lines = [(PAPERS.get(paper, paper), dict(counts[paper])) for paper in papers if counts[paper]]
-    return [*lines, ("all", dict(sum(counts.values(), Counter())))]
+def tally(rows: Sequence[Row]) -> list[tuple[str, str, dict[str, int]]]:
+    """How many rows have each outcome: by paper and scale, and all together."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows:
+        counts.setdefault((row.claim.paper, row.scale), Counter())[row.judgement.outcome] += 1
+    order = [(paper, scale) for paper in PAPERS for scale in SCALES_SHOWN]
+    lines = [
+        (PAPERS[paper], scale, dict(counts[paper, scale]))
+        for paper, scale in order
+        if (paper, scale) in counts
+    ]
+    return [*lines, ("together", "", dict(sum(counts.values(), Counter())))]
 
 
 def filters(rows: Sequence[Row]) -> dict[str, list[str]]:
     """The values to filter by that occur."""
-    scales = ("full", "reduced", "smoke", NO_TRAINING)
     return {
         "verdict": [o for o in OUTCOMES if any(r.judgement.outcome == o for r in rows)],
-        "paper": list(dict.fromkeys(row.claim.paper for row in rows)),
-        "scale": [scale for scale in scales if any(row.scale == scale for row in rows)],
+        "paper": [paper for paper in PAPERS if any(row.claim.paper == paper for row in rows)],
+        "scale": [scale for scale in SCALES_SHOWN if any(row.scale == scale for row in rows)],
     }
 
 
@@ -125,32 +139,43 @@ def ours_in_words(claim: JudgedClaim, judgement: Judgement) -> str:
 def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
     paper, allowed = printed_in_words(claim)
     theory = claim.kind == "theory"
-    judged = judgement.outcome != "not run"
+    findings = f"theory/{claim.metric.partition('/')[0]}.json"
+    files = judgement.runs
+    if theory and (material.results_dir / findings).is_file():
+        files = (findings,)
     cost_s = material.training_seconds(judgement.runs)
     cost = duration(cost_s)
-    if not judged and judgement.more_seeds_cost_s is not None:
-        cost_s, cost = judgement.more_seeds_cost_s, f"about {duration(judgement.more_seeds_cost_s)}"
+    if judgement.outcome == "not run" and judgement.predicted_cost_s is not None:
+        cost_s = judgement.predicted_cost_s
+        cost = f"about {duration(cost_s)}"
     ours = ours_in_words(claim, judgement)
     exact = theory and judgement.low == judgement.high
-    n = "" if not ours else "exact" if exact else f"n = {judgement.n}"
+    if theory:
+        page = "theory.html"
+    else:
+        page = f"{claim.experiment}.html" if claim.experiment in material.experiments else ""
     return Row(
         claim=claim,
         judgement=judgement,
-        scale=NO_TRAINING if theory else judgement.scale if judged or ours else "",
+        scale=NO_TRAINING if theory else judgement.scale,
         paper=paper,
         allowed=allowed,
         ours=ours,
-        n=n,
+        n="" if not ours else "exact" if exact else f"n = {judgement.n}",
+        shown=_shown(claim),
         sort_ours="" if judgement.centre is None else f"{judgement.centre:.6g}",
         cost=cost,
         cost_s=cost_s,
-        links=tuple((run.removeprefix("runs/"), run) for run in judgement.runs),
-        page="theory.html"
-        if theory
-        else f"{claim.experiment}.html"
-        if claim.experiment in material.experiments
-        else "",
+        files=files,
+        page=page,
     )
+
+
+def _shown(claim: JudgedClaim) -> str:
+    """What runs say that may not judge the claim, such as an accuracy at reduced scale."""
+    parts = [part for part in claim.judgements if part.scale not in claim.judged_at]
+    told = ((ours_in_words(claim, part), part) for part in parts)
+    return "; ".join(f"{text} at {part.scale} scale (n = {part.n})" for text, part in told if text)
 
 
 def _kind(claim: JudgedClaim) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from experiments.analysis import quantities
 from experiments.analysis.claims import reproduce_command
+from experiments.analysis.comparison import Comparison
 from experiments.analysis.contrasts import TOP1
 from experiments.analysis.curvature import summarise_curvature
 from experiments.analysis.groups import Group, Results
 from experiments.analysis.measures import measure_named
 from experiments.analysis.runs import Run
-from experiments.analysis.statistics import Comparison
 from experiments.analysis.tables import Table, estimate_of, result_tables, speedup_over_sgd
 from experiments.report import charts
 from experiments.report.cells import Cell, HtmlTable, duration, number_cell
@@ -263,13 +263,13 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
         *cells,
         Cell(duration(seconds), f"{seconds:.3f}"),
         Cell(commit),
-        Cell(run.key, run.key, href=f"{to_results}/{place}/"),
+        Cell(run.key, run.key, href=f"{to_results}/{place}"),
     )
 
 
 def _source(material: Material, group: Group, name: str, to_results: str) -> Source:
     runs = tuple(
-        (material.place(run), f"{to_results}/{material.place(run)}/") for run in group.ended
+        (material.place(run), f"{to_results}/{material.place(run)}") for run in group.ended
     )
     return Source(name, group.label, runs, _command([group]))
 

@@ -11,14 +11,21 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from experiments.analysis.claims import DEFAULT_CLAIMS
+from experiments.analysis.registry import judge_registry
 from experiments.errors import UserError
 
 CLAIMS_FILE = "summary/claims.json"
 OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run")
-_TEXTS = ("id", "row", "paper", "place", "statement", "experiment", "metric", "kind", "rule")
+JUDGE = "write it with python -m experiments.analysis <results dir> --all"
+_TEXTS = (
+    *("id", "row", "paper", "place", "statement"),
+    *("experiment", "metric", "kind", "rule", "note"),
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,12 @@ class Judgement:
         n: number of runs or pairs of runs behind it.
         reason: why, where the outcome alone does not say it.
         command: what would repeat or settle it.
+        predicted_cost_s: of that command, seconds; None where unknown.
+        predicted_from: what the prediction rests on.
         more_seeds: number of further seeds that are predicted to settle it; None where unknown.
+        more_seeds_reason: what that number rests on, or why there is none.
         more_seeds_cost_s: predicted cost of them, seconds; None where unknown.
+        more_seeds_command: what runs them.
         runs: run directories, or files of findings, relative to the results directory.
     """
 
@@ -47,18 +58,25 @@ class Judgement:
     n: int
     reason: str
     command: str
+    predicted_cost_s: float | None
+    predicted_from: str
     more_seeds: int | None
+    more_seeds_reason: str
     more_seeds_cost_s: float | None
+    more_seeds_command: str
     runs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim with its judgements; the first nine fields are those of `analysis.claims.Claim`.
+    """A claim with its judgements; its first ten fields are those of `analysis.claims.Claim`.
 
     Attributes:
+        note: what else a reader must know.
         margin: how far our effect may lie from the printed one.
         printed: what the paper prints for the effect; None if it prints no number.
+        printed_spread: what stands there after the ±; None if nothing does.
+        judged_at: the scales whose runs may give a verdict.
         judgements: one per scale.
     """
 
@@ -71,8 +89,11 @@ class JudgedClaim:
     metric: str
     kind: str
     rule: str
+    note: str
     margin: float
     printed: float | None
+    printed_spread: float | None
+    judged_at: tuple[str, ...]
     judgements: tuple[Judgement, ...]
 
 
@@ -88,12 +109,7 @@ def load_judged(results_dir: Path) -> tuple[JudgedClaim, ...]:
     """
     path = results_dir / CLAIMS_FILE
     try:
-        if path.is_file():
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            from experiments.report.provisional import judge_all
-
-            entries = judge_all(results_dir)
+        entries = json.loads(path.read_text(encoding="utf-8"))
         claims = tuple(_claim(entry) for entry in entries)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {JUDGE}") from error
@@ -110,37 +126,54 @@ def load_judged(results_dir: Path) -> tuple[JudgedClaim, ...]:
     return claims
 
 
-JUDGE = "write it with make summary"
+def refuse_outdated(results_dir: Path) -> None:
+    """Check that the judged claims are those of the runs and of the registry as they are now.
+
+    Raises:
+        UserError: they differ; the message names the first claim that does.
+    """
+    path = results_dir / CLAIMS_FILE
+    written = json.loads(path.read_text(encoding="utf-8"))
+    own = results_dir / DEFAULT_CLAIMS.name
+    registry = own if own.is_file() else DEFAULT_CLAIMS
+    current = judge_registry(results_dir, registry).as_json()
+    for before, after in zip_longest(written, current):
+        if before != after:
+            name = (after or before)["id"]
+            raise UserError(f"{path} is not that of the runs: it differs at {name}: {JUDGE}")
 
 
 def _claim(entry: Mapping[str, Any]) -> JudgedClaim:
     judgements: Sequence[Mapping[str, Any]] = entry["judgements"]
+    printed: Mapping[str, Any] = entry["printed"] or {}
     return JudgedClaim(
         **{name: str(entry[name]) for name in _TEXTS},
-        margin=float(entry["margin"] or 0.0),
-        printed=_number(_printed(entry["printed"])),
+        margin=float(entry["margin"]),
+        printed=_number(printed.get("value")),
+        printed_spread=_number(printed.get("spread")),
+        judged_at=tuple(entry["judged_at"]),
         judgements=tuple(_judgement(part) for part in judgements),
     )
-
-
-def _printed(value: Any) -> Any:
-    return value["value"] if isinstance(value, Mapping) else value
 
 
 def _judgement(entry: Mapping[str, Any]) -> Judgement:
     if entry["outcome"] not in OUTCOMES:
         raise ValueError(f"outcome {entry['outcome']!r}")
     return Judgement(
-        scale=str(entry["scale"] or ""),
+        scale=str(entry["scale"]),
         outcome=entry["outcome"],
         centre=_number(entry["centre"]),
         low=_number(entry["low"]),
         high=_number(entry["high"]),
         n=int(entry["n"]),
-        reason=str(entry["reason"] or ""),
-        command=str(entry["command"] or ""),
-        more_seeds=entry.get("more_seeds"),
-        more_seeds_cost_s=_number(entry.get("more_seeds_cost_s")),
+        reason=str(entry["reason"]),
+        command=str(entry["command"]),
+        predicted_cost_s=_number(entry["predicted_cost_s"]),
+        predicted_from=str(entry["predicted_from"]),
+        more_seeds=entry["more_seeds"],
+        more_seeds_reason=str(entry["more_seeds_reason"]),
+        more_seeds_cost_s=_number(entry["more_seeds_cost_s"]),
+        more_seeds_command=str(entry["more_seeds_command"]),
         runs=tuple(map(str, entry["runs"])),
     )
 

@@ -11,7 +11,7 @@ from experiments.analysis.deviations import Deviation, load_ledger
 from experiments.analysis.groups import Group, Results, group_runs
 from experiments.analysis.runs import Run, load_runs
 from experiments.errors import UserError
-from experiments.report.judged import CLAIMS_FILE, JudgedClaim, load_judged
+from experiments.report.judged import CLAIMS_FILE, JudgedClaim, load_judged, refuse_outdated
 
 LEDGER = "deviations.yaml"
 _SOURCES = (
@@ -87,10 +87,12 @@ def load_material(results_dir: Path) -> Material:
     names = sorted(child.name for child in root.iterdir() if child.is_dir())
     experiments = {name: group_runs(load_runs(results_dir, name)) for name in names}
     ledger = results_dir / LEDGER
+    claims = load_judged(results_dir)
+    refuse_outdated(results_dir)
     return Material(
         results_dir=results_dir,
         experiments={name: results for name, results in experiments.items() if results},
-        claims=load_judged(results_dir),
+        claims=claims,
         deviations=load_ledger(ledger) if ledger.is_file() else (),
     )
 

@@ -133,7 +133,7 @@ def _effect(
     results: Results, text: str, groups: Sequence[Group], material: Material, to_results: str
 ) -> Effect:
     runs = tuple(
-        (material.place(run).removeprefix("runs/"), f"{to_results}/{material.place(run)}/")
+        (material.place(run).removeprefix("runs/"), f"{to_results}/{material.place(run)}")
         for group in groups
         for run in group.ended
     )

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from experiments.analysis import quantities
 from experiments.analysis.groups import Group, Results
 from experiments.analysis.measures import measure_named
-from experiments.analysis.statistics import compare
+from experiments.analysis.pairing import compare_groups
 from experiments.analysis.tables import estimate_of
 from experiments.errors import UserError, nearest
 from experiments.report.markdown import to_html
@@ -112,10 +112,10 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
 
     def difference(subject: str, reference: str, measure: str, scale: str | None = None) -> Markup:
         results = at(scale)
-        groups = [group_of(results, name) for name in (subject, reference)]
-        found = compare(*(results.values(group, measure) for group in groups))
+        first, second = group_of(results, subject), group_of(results, reference)
+        found = compare_groups(results, first, second, measure)
         kind = measure_named(measure).kind
-        return _traced(results, groups, quantities.comparison(found, kind))
+        return _traced(results, [first, second], quantities.comparison(found, kind))
 
     def setting(path: str, scale: str | None = None) -> str:
         runs = [run for group in at(scale).groups for run in group.runs]
@@ -129,8 +129,8 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
     ) -> str:
         """The interval of the difference lies above ("above") or below ("below") 0."""
         results = at(scale)
-        groups = [group_of(results, name) for name in (subject, reference)]
-        bounds = compare(*(results.values(group, measure) for group in groups)).interval
+        first, second = group_of(results, subject), group_of(results, reference)
+        bounds = compare_groups(results, first, second, measure).interval
         sides = {
             "above": bounds is not None and bounds.low > 0,
             "below": bounds is not None and bounds.high < 0,

@@ -1,0 +1,41 @@
+"""A small set of results with a registry, runs of two scales, curvature and a divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from experiments.analysis.registry_page import write_registry
+from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
+
+CLAIMS = """
+ordering: &base
+  {row: X-T1, paper: mL-BFGS, place: Table 1, statement: better than <SGD>, experiment: toy,
+   metric: final_top1, kind: ordering, optimizer: mlbfgs, reference: sgd, rule: above}
+accuracy: {row: X-T1, paper: mL-BFGS, place: Table 1, statement: top-1 of SGD, experiment: toy,
+   metric: final_top1, kind: value, optimizer: sgd, printed: 94.1, margin: 0.5, judged_at: [full]}
+speed: {<<: *base, row: X-F2, paper: SLIM-QN, metric: steps_to_target, kind: speedup}
+mine: {<<: *base, row: C, paper: ours, experiment: never}
+"""
+TOP1 = {"mlbfgs": (93.0, 94.0, 95.0), "sgd": (91.0, 91.5, 92.5)}  # differences 2, 2.5, 2.5
+
+
+def toy_runs() -> Iterator[FakeRun]:
+    for seed in range(3):
+        records = [
+            curvature_record(step, gamma=2.0 + step / 100, cos_direction_gradient=0.9 - seed / 100)
+            for step in (100, 200)
+        ]
+        yield FakeRun("mlbfgs", seed, top1=(80.0, 92.0, TOP1["mlbfgs"][seed]), curvature=records)
+        yield FakeRun("sgd", seed, top1=(70.0, 80.0, TOP1["sgd"][seed]))
+    yield FakeRun("adam", 0, status="diverged", top1=(60.0, 50.0, None), loss=(2.0, 90.0, None))
+    yield FakeRun("sgd", 0, scale="full", top1=(70.0, 80.0, 93.8))
+
+
+def write_results(folder: Path) -> Path:
+    """Runs, registry, judged claims: everything that a report needs."""
+    write_runs(folder, *toy_runs())
+    (folder / "claims.yaml").write_text(CLAIMS)
+    (folder / "summary").mkdir()
+    write_registry(folder, folder / "claims.yaml")
+    return folder

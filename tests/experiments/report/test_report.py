@@ -1,0 +1,182 @@
+"""The pages: numbers found by hand, sources that exist, what stops the build."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+
+from experiments.analysis.registry_page import write_registry
+from experiments.errors import UserError
+from experiments.report import prose
+from experiments.report.__main__ import main
+from experiments.report.cells import duration, sort_key
+from experiments.report.site import build
+from tests.experiments.analysis.run_factory import FakeRun
+from tests.experiments.report.report_toys import write_results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def pages(results):
+    written = build(results, results / "report")
+    return {path.name: path.read_text("utf-8") for path in written if path.suffix == ".html"}
+
+
+def row_of(page, claim):
+    (row,) = re.findall(rf'<tr id="{claim}".*?</tr>', page, re.S)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row)).strip()
+
+
+def test_a_claim_says_verdict_scale_paper_ours_and_cost(pages):
+    row = row_of(pages["index.html"], "ordering-reduced")
+    # mean of 2, 2.5, 2.5 is 2.333, s = 0.2887, t_2 = 4.303: half width 0.717; 6 runs of 30 s
+    for part in (
+        "✓ reproduced",
+        "reduced",
+        "&gt; 0",
+        "2.33 points [1.62, 3.05]",
+        "n = 3",
+        "3.0 min",
+    ):
+        assert part in row
+    assert row.startswith("better than &lt;SGD&gt;")
+    missed = row_of(pages["index.html"], "accuracy-full")
+    assert "? inconclusive" in missed and "94.10 %" in missed and "allowed ± 0.5" in missed
+    # its runs at reduced scale: (91 + 91.5 + 92.5) / 3, s = 0.7638, half width 1.897
+    assert "not judged: 91.67 % [89.77, 93.56] at reduced scale (n = 3)" in missed
+    assert "accuracy-reduced" not in pages["index.html"]
+    assert "○ not run" in row_of(pages["index.html"], "mine-full")
+
+
+def test_every_run_is_linked_from_its_page_and_every_link_exists(results, pages):
+    links = set(re.findall(r'href="(\.\./runs/[^"]*)"', pages["toy.html"]))
+    runs = {f"../{p.parent.relative_to(results)}" for p in results.glob("runs/*/*/*/meta.json")}
+    assert links == runs and len(runs) == 8
+    for name, page in pages.items():
+        for link in re.findall(r'\shref="([^"#]+)"', page):
+            assert (results / "report" / link).exists(), f"{name}: {link}"
+
+
+def test_numbers_of_a_table_name_the_blocks_that_list_their_runs(pages):
+    page = pages["toy.html"]
+    sources = re.findall(r'data-src="([^"]*)">1\.500 \[1\.500, 1\.500\]<', page)[0]
+    blocks = [
+        re.findall(rf'<div class="source" id="{name}">(.*?)</div>', page, re.S)[0]
+        for name in sources.split()
+    ]
+    assert ["<h4>mL-BFGS" in block for block in blocks] == [True, False]  # the speed-up
+    assert "<h4>SGD" in blocks[1] and blocks[1].count("../runs/toy/sgd/reduced-seed") == 3
+    assert "experiments.reproduce toy --optimizers sgd --seeds 0,1,2 --scale reduced" in blocks[1]
+
+
+def test_words_tell_contestants_apart_by_intervals_alone(pages):
+    text = pages["toy.html"]
+    assert "above SGD in final top-1: mL-BFGS (2.33 [1.62, 3.05] points)" in text
+    assert "missed test_top1 &gt;= 90: Adam (1 of 1)" in text
+    assert "adam/reduced-seed0" in text and "diverged" in text
+    assert "cos(d, g) 0.89 (median): a direction of its own, near the gradient" in text
+
+
+def test_the_same_results_give_the_same_bytes_wherever_they_lie(results, pages, tmp_path):
+    copy = shutil.copytree(results, tmp_path / "elsewhere", ignore=shutil.ignore_patterns("report"))
+    build(copy, copy / "report")
+    for name, page in pages.items():
+        assert (copy / "report" / name).read_text("utf-8") == page
+
+
+def test_an_outdated_verdict_stops_the_build(tmp_path, capsys):
+    folder = write_results(tmp_path)
+    FakeRun("mlbfgs", 3, top1=(1.0, 1.0, 1.0)).write(folder)
+    assert main(["--results-dir", str(folder)]) == 2
+    assert "differs at ordering: write it with" in capsys.readouterr().err
+    assert not (folder / "report").exists()
+    write_registry(folder, folder / "claims.yaml")
+    assert main(["--results-dir", str(folder)]) == 0
+
+
+def test_missing_or_broken_claims_are_one_line(tmp_path, capsys):
+    folder = write_results(tmp_path)
+    path = folder / "summary" / "claims.json"
+    entries = json.loads(path.read_text())
+    entries[0]["judgements"][0]["outcome"] = "perhaps"
+    path.write_text(json.dumps(entries))
+    assert main(["--results-dir", str(folder)]) == 2
+    assert "outcome 'perhaps'" in capsys.readouterr().err
+    path.unlink()
+    assert main(["--results-dir", str(folder)]) == 2
+    assert "claims.json is missing: write it with" in capsys.readouterr().err
+
+
+def test_a_dead_link_stops_the_build(results, tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.report.site.STATIC", ("report.css",))
+    with pytest.raises(UserError, match=r"the link report\.js leads nowhere"):
+        build(results, tmp_path / "report")
+
+
+@pytest.fixture
+def write_prose(results, tmp_path):
+    from experiments.analysis.registry import results_of
+
+    def fill(text):
+        (tmp_path / "toy.md").write_text(text)
+        return prose.experiment_prose("toy", results_of(results, "toy"), tmp_path)
+
+    return fill
+
+
+def test_prose_takes_its_numbers_from_the_runs(write_prose):
+    html = write_prose(
+        'SGD ends at {{ ours("sgd", "final_top1", scale="reduced") }}, '
+        '{{ difference("mlbfgs", "sgd", "final_top1", scale="reduced") }} below, '
+        'after {{ setting("train.epochs", scale="reduced") }} epochs of ResNet-18 (Table 3).'
+    )
+    assert (
+        '<a class="n" href="#source-reduced-0" data-src="source-reduced-0">91.67 ± 1.90</a>' in html
+    )
+    assert ">2.33 [1.62, 3.05]</a> below, after 30 epochs of ResNet-18" in html
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("fine\nSGD reaches 91.67 %.", r"prose/toy\.md, line 2: the number '91.67' is typed"),
+        ('{{ ours("sdg", "final_top1") }}', r"groups of 'sdg': did you mean 'sgd'"),
+        ('{{ ours("sgd", "final_top2") }}', r"unknown metric 'final_top2'"),
+        ("{{ our('sgd') }}", r"prose/toy\.md: 'our' is undefined"),
+        ('{{ setting("train.epoch") }}', r"no setting 'train\.epoch'"),
+        (
+            '{{ holds("mlbfgs", "below", "sgd", "final_top1", scale="reduced") }}',
+            r"is below that of sgd, the runs say \[1\.62, 3\.05\]",
+        ),
+    ],
+)
+def test_prose_that_the_runs_do_not_bear_stops_the_build(write_prose, text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        write_prose(text)
+
+
+def test_a_statement_that_holds_prints_nothing(write_prose):
+    text = '{{ holds("mlbfgs", "above", "sgd", "final_top1", scale="reduced") }}better'
+    assert write_prose(text) == "<p>better</p>\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("67.80 ± 0.31", "67.80"), ("−2.3 [−3, −1]", "-2.3"), ("miss 1/3", "Infinity"), ("–", "")],
+)
+def test_cells_sort_by_their_number(text, key):
+    assert sort_key(text) == key
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.21, "3.2 s"), (90, "1.5 min"), (7200, "2.0 h"), (4e5, "4.6 days")]
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
