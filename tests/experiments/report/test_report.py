@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +14,12 @@ from experiments.errors import UserError
 from experiments.report import prose
 from experiments.report.__main__ import main
 from experiments.report.cells import duration, sort_key
+from experiments.report.judged import refuse_outdated
 from experiments.report.site import build
 from tests.experiments.analysis.run_factory import FakeRun
 from tests.experiments.report.report_toys import write_results
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,10 @@ def test_an_outdated_verdict_stops_the_build(tmp_path, capsys):
     assert not (folder / "report").exists()
     write_registry(folder, folder / "claims.yaml")
     assert main(["--results-dir", str(folder)]) == 0
+
+
+def test_the_committed_verdicts_are_those_of_the_committed_runs():
+    refuse_outdated(ROOT / "results")
 
 
 def test_missing_or_broken_claims_are_one_line(tmp_path, capsys):
