@@ -232,15 +232,20 @@ def _said(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_batch_script_ends_at_a_checkpoint_queues_again_and_goes_on(tmp_path: Path) -> None:
-    """The script with its real torchrun and signal; srun and scontrol stand for the cluster."""
+    """The script with its real torchrun and signals; srun, scancel, scontrol stand for SLURM."""
     spec = run_spec(tmp_path / "run", **LONG)
     freeze(spec)
     commands = tmp_path / "bin"
     commands.mkdir()
-    # SLURM passes a signal on to every process of a step, not to the first alone.
+    # As SLURM 22.05 does: scancel signals all processes of a step, srun kills them when it is told
+    # to end.
     (commands / "srun").write_text(
-        '#!/bin/bash\n"$@" & child=$!\n'
-        "trap 'kill -TERM $child $(pgrep -P $child)' TERM\nwait $child\nwait $child\n"
+        f'#!/bin/bash\n"$@" & child=$!\necho $child > {tmp_path}/step\n'
+        "trap 'kill -KILL $child $(pgrep -P $child)' TERM\nwait $child\n"
+    )
+    (commands / "scancel").write_text(
+        f'#!/bin/bash\n[ "$*" = "--signal=TERM 7.0" ] || exit 1\nstep=$(cat {tmp_path}/step)\n'
+        "kill -TERM $step $(pgrep -P $step)\n"
     )
     (commands / "scontrol").write_text(
         f'#!/bin/bash\n[ "$1" = show ] && echo localhost || echo "$@" >> {tmp_path}/requeued\n'
