@@ -15,11 +15,14 @@ from experiments.spec import RunSpec
 
 EXPERIMENTS = (
     "ablation",
+    "blocks_cifar10",
+    "blocks_cifar100",
     "cifar100_deit_tiny",
     "cifar100_resnet18",
     "cifar10_resnet18",
     "cifar10_resnet18_slimqn",
     "cifar10_vit",
+    "classical_lbfgs",
     "controls",
     "deviations",
     "digits_mlp",
