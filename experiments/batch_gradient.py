@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from experiments.batch_parts import number_of_passes
 from experiments.data import Part
 from experiments.ranks import Ranks
 from experiments.task import Task
@@ -57,28 +58,27 @@ def batch_gradient(
 ) -> BatchLoss:
     """Put the gradient of the whole batch's mean loss into `p.grad`, which was empty.
 
+    With float16 it is that of the scaled loss (`experiments.precision`).
+
     Args:
         task: the model, in training mode.
         images: (b, C, H, W), this rank's part.
         labels: (b,).
         whole_batch: N, images over all ranks.
-        micro_batch: images of a pass, or None for no limit; one more where it leaves a rank with
-            fewer images than passes.
+        micro_batch: images of a pass at most, or None, see `number_of_passes`.
         ranks: who shares the batch.
     """
-    passes = 1
-    if micro_batch is not None:
-        # the same on all ranks, and none of them empty
-        smallest, rest = divmod(whole_batch, ranks.world_size)
-        passes = min(smallest, -(-(smallest + (rest > 0)) // micro_batch))
+    passes = number_of_passes(whole_batch, micro_batch, ranks.world_size)
     sums: list[Tensor] = []
     for index in range(passes):
         places = Part(index, passes).of(0, len(labels))
         count = places.stop - places.start
         with _local(task) if index < passes - 1 else nullcontext():
-            loss = cross_entropy(task.parallel(images[places]), labels[places])
+            with task.precision.autocast():
+                loss = cross_entropy(task.parallel(images[places]), labels[places])
             weight = count * ranks.world_size / whole_batch
-            torch.autograd.backward(loss if weight == 1 else loss * weight)
+            weighted = loss if weight == 1 else loss * weight
+            torch.autograd.backward(task.precision.scaled(weighted))
         sums.append(loss.detach().double() * count)
     alone = passes == ranks.world_size == 1
     own_sum = sums[0] if passes == 1 else torch.stack(sums).sum()

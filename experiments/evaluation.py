@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiments.ranks import ALONE, Ranks
@@ -22,7 +22,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     device: torch.device,
@@ -31,7 +31,7 @@ def evaluate(
     """Measure loss and accuracy; sums stay on the device until the end.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode; from images to logits.
         batches: pairs of images (b, C, H, W) and labels (b,), of this rank's part alone.
         device: where the sums are kept.
         ranks: who shares the images.

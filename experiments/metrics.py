@@ -102,6 +102,50 @@ class PassesRecord:
         return {"kind": "passes", **asdict(self)}
 
 
+@dataclass(frozen=True)
+class AverageRecord:
+    """Test results of the average of the weights (`train.ema`), beside those of an epoch record.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps.
+        test_loss: mean over the test images.
+        test_top1: percent.
+        test_top5: percent.
+    """
+
+    epoch: int
+    step: int
+    test_loss: float
+    test_top1: float
+    test_top5: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The line of `metrics.jsonl`."""
+        return {"kind": "ema", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class OverflowRecord:
+    """A step that was not taken, because a gradient was beyond float16.
+
+    Attributes:
+        epoch: the epoch the step is in, from 0.
+        step: finished steps, with this one.
+        overflows: how many so far.
+        loss_scale: of the next step.
+    """
+
+    epoch: int
+    step: int
+    overflows: int
+    loss_scale: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The line of `metrics.jsonl`."""
+        return {"kind": "overflow", **asdict(self)}
+
+
 class MetricsFile:
     """`metrics.jsonl`, open for appending.
 

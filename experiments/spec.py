@@ -69,6 +69,9 @@ LATER_KEYS: dict[str, Any] = {
     "dataset.holdout": None,
     "train.micro_batch": None,
     "train.sync_batchnorm": False,
+    "train.precision": "float32",
+    "train.compile": False,
+    "train.ema": None,
 }
 
 Scalar = str | int | float | bool | None
@@ -162,6 +165,24 @@ RULES = (
         "train.sync_batchnorm",
         lambda value: isinstance(value, bool),
         "true or false",
+        optional=True,
+    ),
+    Rule(
+        "train.precision",
+        lambda value: value in ("float32", "bfloat16", "float16"),
+        "one of float32, bfloat16, float16",
+        optional=True,
+    ),
+    Rule(
+        "train.compile",
+        lambda value: isinstance(value, bool) or value in ("reduce-overhead", "max-autotune"),
+        "true, false, reduce-overhead or max-autotune",
+        optional=True,
+    ),
+    Rule(
+        "train.ema",
+        lambda value: value is None or (_is_positive(value) and value < 1),
+        "null or a number between 0 and 1, such as 0.9999",
         optional=True,
     ),
     _name("launch.name"),

@@ -43,9 +43,14 @@ class SynchronisedBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (b, C, ...) by channel."""
+        """Normalise (b, C, ...) by channel, in float32 at least."""
         if not self.training:
             return super().forward(input)
+        if input.dtype in (torch.bfloat16, torch.float16):  # their sums would be too coarse
+            return self._normalised(input.float()).to(input.dtype)
+        return self._normalised(input)
+
+    def _normalised(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         dims = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1, *[1] * (input.dim() - 2)]

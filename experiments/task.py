@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.optim import Optimizer
 
+from experiments.batch_parts import pass_sizes
+from experiments.compilation import check_no_hooks, compile_now, compiled
 from experiments.data import Batch, Data, build_data
 from experiments.data.randomness import stream
 from experiments.errors import UserError
@@ -18,9 +20,11 @@ from experiments.feasibility import check_memory, check_pairs
 from experiments.models import build_model
 from experiments.optimizers import build_optimizer
 from experiments.passes import NeedsPasses, Passes
+from experiments.precision import Precision
 from experiments.ranks import ALONE, Ranks
 from experiments.spec import RunSpec
 from experiments.synchronised_batchnorm import synchronise_batchnorm
+from experiments.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +48,10 @@ class Task:
         memory_format: of weights and images.
         passes: the further passes of an optimizer that wants them, which is bound to them; None
             for all others.
-        parallel: the model as it is called in training: its backward pass averages the gradients
-            over the ranks.
+        parallel: the model as it is called in training: compiled where `train.compile` says so, and
+            its backward pass averages the gradients over the ranks.
+        precision: of the forward passes; takes the steps.
+        average: of the weights; None where `train.ema` is null.
     """
 
     data: Data
@@ -54,6 +60,8 @@ class Task:
     memory_format: torch.memory_format
     passes: Passes | None
     parallel: nn.Module
+    precision: Precision
+    average: WeightAverage | None = None
 
     def images(self, batch: Batch) -> torch.Tensor:
         """The images of a batch in the memory format of the weights."""
@@ -72,6 +80,7 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
         UserError: a setting will not do, or data are absent.
     """
     config, train = spec.config, spec.config.train
+    precision = Precision(train.get("precision", "float32"), device)
     with ranks.leader_first():
         data = build_data(
             config.dataset,
@@ -98,10 +107,22 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
         synchronise_batchnorm(model, ranks)
     if not ranks.leads:  # what is drawn in training is drawn anew for each rank's images
         torch.manual_seed(stream(spec.seed, ranks.rank, "rank").initial_seed())
-    parallel = ranks.parallel(model)
-    if parallel is not model:
-        _settle(parallel, torch.zeros(2, *data.input_shape, device=device))
+    compilation = train.get("compile", False)
+    parallel = ranks.parallel(compiled(model, compilation))
+
+    def settle(sizes: list[int]) -> None:
+        for size in sizes:
+            images = torch.zeros(size, *data.input_shape, device=device)
+            _settle(parallel, images.contiguous(memory_format=memory_format), precision)
+
+    if compilation is not False:
+        compile_now(lambda: settle(_all_pass_sizes(train, data, ranks)))
+    elif parallel is not model:
+        settle([2])
     optimizer = build_optimizer(_optimizer_config(config.optimizer, ranks), model)
+    check_no_hooks(model, compilation, optimizer=spec.optimizer)
+    has_model = bool(config.optimizer.get("takes_model", False))
+    precision.bind(optimizer, name=spec.optimizer, has_model=has_model)
     if ranks.world_size > 1 or train.get("micro_batch") is not None:
         _take_parts(optimizer, spec, ranks)
     passes = None
@@ -111,7 +132,17 @@ def build_task(spec: RunSpec, device: torch.device, ranks: Ranks = ALONE) -> Tas
             optimizer.bind(passes)
         except ValueError as error:
             raise UserError(f"optimizer {spec.optimizer!r}: {error}") from error
-    return Task(data, model, optimizer, memory_format, passes, parallel)
+    decay = train.get("ema")
+    average = None if decay is None else WeightAverage(model, float(decay))
+    return Task(data, model, optimizer, memory_format, passes, parallel, precision, average)
+
+
+def _all_pass_sizes(train: DictConfig, data: Data, ranks: Ranks) -> list[int]:
+    """Images of the passes that this rank makes over a batch, and over a smaller last one."""
+    whole, micro_batch = int(train.batch_size), train.get("micro_batch")
+    sizes = pass_sizes(whole, micro_batch, ranks.part)
+    rest = data.train_size - (data.batches_per_epoch - 1) * whole
+    return sizes + (pass_sizes(rest, micro_batch, ranks.part) if rest < whole else [])
 
 
 def _optimizer_config(config: DictConfig, ranks: Ranks) -> DictConfig:
@@ -125,8 +156,8 @@ def _optimizer_config(config: DictConfig, ranks: Ranks) -> DictConfig:
     return alone
 
 
-def _settle(parallel: nn.Module, images: torch.Tensor) -> None:
-    """Make a first backward pass, which leaves nothing but the order of gradients in messages.
+def _settle(parallel: nn.Module, images: torch.Tensor, precision: Precision) -> None:
+    """Make a pass that leaves nothing but the order of gradients in messages, and compiled code.
 
     Ranks send their gradients in the order of the first backward pass of a process. Of three terms
     or more, the order decides the rounding of the sum; so it is fixed here, before the first step
@@ -134,7 +165,9 @@ def _settle(parallel: nn.Module, images: torch.Tensor) -> None:
     """
     buffers = [buffer.clone() for buffer in parallel.buffers()]
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        torch.autograd.backward(parallel(images).sum())
+        with precision.autocast():
+            logits = parallel(images)
+        torch.autograd.backward(logits.sum())
     parallel.zero_grad()
     for buffer, before in zip(parallel.buffers(), buffers, strict=True):
         buffer.copy_(before)

@@ -27,6 +27,7 @@ class Position:
         images: images of the finished batches of the current epoch.
         epoch_start_time_s: training seconds at the start of the current epoch.
         curvature_step: step of the newest curvature record; -1 before the first.
+        overflows: finished steps that were not taken, see `experiments.precision`.
     """
 
     epoch: int = 0
@@ -35,6 +36,7 @@ class Position:
     images: int = 0
     epoch_start_time_s: float = 0.0
     curvature_step: int = -1
+    overflows: int = 0
 
 
 def capture(
@@ -61,6 +63,8 @@ def capture(
     }
     if ranks.world_size > 1:
         ranks.copy_from_leader(list(task.model.buffers()))
+        if task.average is not None:
+            ranks.copy_from_leader(task.average.buffers())
         by_rank = {
             key: None if value is None else ranks.rows(value.cpu())
             for key, value in by_rank.items()
@@ -69,6 +73,8 @@ def capture(
         "model": task.model.state_dict(),
         "optimizer": task.optimizer.state_dict(),
         "passes": None if task.passes is None else task.passes.state_dict(),
+        "loss_scale": task.precision.state_dict(),
+        "average": None if task.average is None else task.average.state_dict(),
         "position": asdict(position),
         "clock": clock.state_dict(),
         "device": device.type,
@@ -107,6 +113,9 @@ def restore(
     task.optimizer.load_state_dict(state["optimizer"])
     if task.passes is not None:
         task.passes.load_state_dict(state["passes"])
+    task.precision.load_state_dict(state.get("loss_scale"))
+    if task.average is not None:
+        task.average.load_state_dict(state["average"])
     sums = state["loss_sum"].reshape(-1)
     if len(sums) == ranks.world_size:
         loss_sum.copy_(sums[ranks.rank])

@@ -38,6 +38,8 @@ REQUIRED_FIELDS = {
     "epoch": ("epoch", "step", "train_time_s"),
     "curvature": ("step", "block"),
     "passes": ("epoch", "step"),
+    "ema": ("epoch", "step"),
+    "overflow": ("epoch", "step"),
 }
 _DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
 

@@ -44,11 +44,11 @@ class KFAC(Optimizer):
 
     The factors are computed in the step, from what hooks on the layers have kept of the forward
     and backward passes in training mode with gradients enabled, every `factor_update_interval`
-    steps; the loss must be a mean over the batch, and unscaled, and an input must not be written
-    over before the step. Several backward passes before a step count as batches of their own, of
-    which the mean is taken, unless `share_batches` was called. The k-th update has the weight
-    max(1 / k, 1 - factor_decay), so the factors are a mean at first (Martens & Grosse 2015,
-    section 5). They and their inverses are float32, or float64 for float64 parameters.
+    steps; the loss must be a mean over the batch, unscaled (or see `bind_loss_scale`), and an input
+    must not be written over before the step. Several backward passes before a step count as batches
+    of their own, of which the mean is taken, unless `share_batches` was called. The k-th update has
+    the weight max(1 / k, 1 - factor_decay), so the factors are a mean at first (Martens & Grosse
+    2015, section 5). They and their inverses are float32, or float64 for float64 parameters.
 
     Left to SGD, with a line in the log: layers with groups > 1, of a subclass (which may compute
     something else), frozen in part, or used under two names or sharing a parameter with another
@@ -142,6 +142,20 @@ class KFAC(Optimizer):
         """
         self._in_parts, self._ranks = True, ranks
         self._owners = owners_of_layers(self._layers.values(), ranks.world_size)
+
+    def bind_loss_scale(self, loss_scale: Callable[[], Tensor]) -> None:
+        """Take the backward pass for that of S times the loss, as float16 needs it.
+
+        Args:
+            loss_scale: gives S, () float32, of the passes since the last step.
+        """
+        for layer in self._layers.values():
+            layer.loss_scale = loss_scale
+
+    def skip_batch(self) -> None:
+        """Forget the passes since the last step, of which there is to be none."""
+        for layer in self._layers.values():
+            layer.forget()
 
     # --- what happens in the forward pass --------------------------------------------------------
 

@@ -9,7 +9,7 @@ in front, which it frees one by one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.optimizers.kronecker import Factors, Normalization, SupportedLayer, layer_factors
+from experiments.optimizers.kronecker import (
+    Factors,
+    Normalization,
+    SupportedLayer,
+    factor_dtype,
+    layer_factors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +68,12 @@ class Layer:
     Attributes:
         name: in the model.
         module: the layer.
+        loss_scale: S, () float32, where the backward pass is that of S times the loss.
     """
 
     name: str
     module: SupportedLayer
+    loss_scale: Callable[[], Tensor] | None = None
     _calls: list[_Call] = field(default_factory=list)
 
     @property
@@ -123,9 +131,18 @@ class Layer:
             )
         return [call.factors for call in calls if call.factors is not None]
 
+    def forget(self) -> None:
+        """Drop what the passes since the last step have left."""
+        self._calls.clear()
+
     @torch.no_grad()
     def _reduce(self, normalization: Normalization) -> None:
-        """Turn what finished calls have kept into factors."""
+        """Turn what finished calls have kept into factors, in their own precision."""
+        # not in that of a forward pass around it
+        with torch.autocast(self.module.weight.device.type, enabled=False):
+            self._reduce_calls(normalization)
+
+    def _reduce_calls(self, normalization: Normalization) -> None:
         for call in self._calls:
             if call.passes is None:
                 continue
@@ -136,6 +153,8 @@ class Layer:
                     f"the input of layer {self.name!r} was changed in place between the forward "
                     "pass and the step: KFAC's factors need it; give the network a copy"
                 )
+            if self.loss_scale is not None:
+                gradient = gradient.to(factor_dtype(self.module.weight)) / self.loss_scale()
             call.factors = layer_factors(self.module, inputs, gradient, normalization)
 
 

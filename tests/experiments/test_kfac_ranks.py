@@ -25,6 +25,7 @@ from experiments.optimizers.kfac import KFAC
 from experiments.optimizers.kfac_layers import find_layers
 from experiments.optimizers.kfac_parts import owners_of_layers
 from experiments.optimizers.kronecker import Factors
+from experiments.precision import Precision
 from experiments.ranks import ALONE, JoinedRanks, Ranks
 from experiments.task import Task
 from experiments.trainer import Trainer
@@ -36,6 +37,7 @@ from tests.experiments.run_configs import (
 )
 from tests.gloo import run_ranks
 
+FLOAT32 = Precision("float32", torch.device("cpu"))
 # The last batch has five images: parts of 4 and 3, then of 3 and 2. Three inversions.
 BATCHES = [7, 7, 7, 7, 7, 7, 7, 7, 7, 5]
 INTERVALS: dict[str, Any] = {"factor_update_interval": 2, "inverse_update_interval": 4}
@@ -111,7 +113,7 @@ def in_parts(case: str, ranks: Ranks) -> tuple[Tensor, dict[str, Any], list[tupl
         return call
 
     model = network(case)
-    task = cast(Task, SimpleNamespace(parallel=ranks.parallel(model)))
+    task = cast(Task, SimpleNamespace(parallel=ranks.parallel(model), precision=FLOAT32))
     optimizer = optimizer_of(model, case)
     optimizer.share_batches(ranks)
     trajectory = []
