@@ -114,7 +114,7 @@ def test_key_ignores_a_later_key_only_where_it_says_what_runs_did_before(key):
     same = run_spec("results", **{key: LATER_KEYS[key]})
     assert same.key == before.key and same.first_difference(before) is None
     rule = next((rule for rule in RULES if rule.key == key), None)
-    others = ("other", 1, True, ["x"], {"base": LATER_KEYS[key]})
+    others = ("other", "bfloat16", 1, 0.9, True, ["x"], {"base": LATER_KEYS[key]})
     allowed = [value for value in others if rule is None or rule.holds(value)]
     assert allowed
     for value in allowed:
