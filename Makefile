@@ -9,7 +9,7 @@ JOBS := 1
 RESULTS := results
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet report report-diff documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -129,6 +129,9 @@ report: $(STAMP) ## results/report/index.html, a static tree of pages, from the 
 report-diff: $(STAMP) ## what changed from A=results directory to B=results directory
 	@$(if $(and $(A),$(B)),,$(error usage: make report-diff A=/path/to/results B=results))
 	$(BIN)/python -m experiments.report diff "$(A)" "$(B)"
+
+notebooks: $(STAMP) ## bring the notebooks and their text (notebooks/*.py) together
+	$(BIN)/jupytext --sync notebooks/*.py
 
 documents: $(STAMP) ## put the committed tables into README.md and docs/
 	$(BIN)/python -m experiments.analysis.documents
