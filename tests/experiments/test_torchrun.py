@@ -203,6 +203,7 @@ def test_preempted_job_ends_at_a_checkpoint_and_is_put_back(tmp_path: Path) -> N
         os.kill(process, signal.SIGUSR2)
     logs = spec.directory / slurm.LOG_FOLDER
     wait_for(lambda: "Requeued job" in _said(logs))
+    assert "SIGTERM: stopped at a checkpoint" in _said(logs)
     wait_for(
         lambda: (status := read_status(spec.directory)) is not None and status.status == "done"
     )
