@@ -60,7 +60,7 @@ bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward 
 	$(BIN)/python -m experiments.benchmarks.optimizer_cost
 
 bench-step-cost: $(STAMP) ## one step of each optimizer on ResNet-50 at 224 px, batch 64, beside the paper's ratios
-	$(BIN)/python -m experiments.benchmarks.optimizer_cost --experiment imagenet_resnet50 --batch 64 --optimizers sgd,adam,kfac,slimqn,mlbfgs --rounds 3 --name step_cost_resnet50
+	$(BIN)/python -m experiments.benchmarks.optimizer_cost --experiment imagenet_resnet50 --batch 64 --optimizers sgd,adam,kfac,slimqn,mlbfgs --rounds 3 --apart --threads 2 --name step_cost_resnet50
 
 bench-distributed: $(STAMP) ## what each rank keeps and what ranks tell each other, at 1, 2 and 4 ranks (about 5 minutes)
 	$(BIN)/python -m experiments.benchmarks.distributed

@@ -21,23 +21,32 @@ def markdown(result: dict[str, Any]) -> str:
     """
     optimizers: dict[str, dict[str, Any]] = result["optimizers"]
     ordered = sorted(optimizers, key=lambda name: optimizers[name]["iteration_over_sgd"])
-    network = result["network"]
+    network, apart = result["network"], result.get("apart", False)
     sections = [
         "# Cost of one step of every optimizer",
         f"{_NETWORKS.get(network['name'], network['name'])} of width {network['width']}, "
         f"{network['input_shape'][1]} x {network['input_shape'][2]} pixels, "
         f"batch {result['batch']}, float32, "
         f"{result['threads']} threads; forward and backward pass "
-        f"{result['forward_backward_s']:.3f} s. Medians of {result['rounds']} interleaved rounds; "
+        f"{result['forward_backward_s']:.3f} s. Medians of {result['rounds']} "
+        f"{'rounds, each optimizer in a process of its own' if apart else 'interleaved rounds'}; "
         "optimizers that need passes over a batch themselves took part in "
         f"{result['heavy_rounds']}. {origin_line(result['origin'])}",
-        table(_HEAD, [_row(name, optimizers[name]) for name in ordered]),
+        table(
+            [*_HEAD, "peak memory, GiB"] if apart else _HEAD,
+            [_row(name, optimizers[name]) for name in ordered],
+        ),
         "Seconds of the optimizer are those of an ordinary step, and of what it does every so many "
         "steps, spread over them; so are those of the further passes, which for b_H images are "
         "measured on one batch and taken in proportion. An iteration is forward and backward "
         "pass, further passes and optimizer. Settings: the recipes of "
         f"`{result.get('experiment', 'cifar10_resnet18')}`, or else the optimizer's defaults.",
     ]
+    if apart:
+        sections.append(
+            "Peak memory is that of a process in real steps (forward and backward pass, optimizer, "
+            "everything that it does every so many steps once), with libraries and one batch."
+        )
     printed: dict[str, float] = result.get("printed_over_sgd", {})
     if printed:
         ratios = ", ".join(f"{name} {value:.3f}" for name, value in printed.items())
@@ -51,6 +60,7 @@ def _row(name: str, numbers: dict[str, Any]) -> list[str]:
         f"{event} {values['extra_s']:.3f} s every {values['every_steps']}"
         for event, values in numbers["events"].items()
     ]
+    peak = numbers.get("peak_memory_bytes")
     return [
         name,
         f"{numbers['ordinary_step_s']:.4f}",
@@ -59,4 +69,5 @@ def _row(name: str, numbers: dict[str, Any]) -> list[str]:
         f"{numbers['passes_s']:.3f}" if numbers["passes_s"] else "-",
         f"{numbers['iteration_over_sgd']:.3f}",
         f"{numbers['state_bytes_per_parameter']:.1f}",
+        *([] if peak is None else [f"{peak / 2**30:.2f}"]),
     ]

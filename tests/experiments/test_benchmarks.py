@@ -1,18 +1,21 @@
 """The optimizer benchmark at a tiny network: contenders take the same step, the page is whole."""
 
 import json
+import os
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from experiments.benchmarks import optimizer_cost, optimizer_step
+from experiments.benchmarks import cost_rounds, optimizer_cost, optimizer_step
+from experiments.benchmarks.contender import Contender, OneBatch
 from experiments.benchmarks.cost_report import markdown as cost_markdown
 from experiments.benchmarks.measure import pairs_like_training
 from experiments.benchmarks.optimizer_step import FULL_HISTORY_STEP, SETTINGS, with_history
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
+from experiments.errors import UserError
 
 
 def tiny() -> nn.Module:
@@ -77,19 +80,18 @@ def test_the_whole_benchmark_at_a_tiny_network(monkeypatch, tmp_path):
     assert "nan" not in page and "unknown" not in page
 
 
+CPU = torch.device("cpu")
+TINY = cost_rounds.Plan(
+    experiment="cifar10_resnet18", width=2, batch=4, rounds=1, heavy_rounds=1, device=CPU
+)
+
+
 # --- the cost table -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def measured():
-    return optimizer_cost.measure(
-        ["kfac", "lbfgs", "slbfgs"],
-        width=2,
-        batch=4,
-        rounds=1,
-        heavy_rounds=1,
-        device=torch.device("cpu"),
-    )
+    return cost_rounds.measure_together(["kfac", "lbfgs", "slbfgs"], TINY)
 
 
 def test_every_optimizer_is_measured_in_all_that_it_does(measured):
@@ -119,10 +121,10 @@ def test_every_optimizer_is_measured_in_all_that_it_does(measured):
 
 
 def contender(name):
-    return optimizer_cost.Contender(
+    return Contender(
         name,
         width=2,
-        data=optimizer_cost.OneBatch(4, torch.device("cpu")),
+        data=OneBatch(4, torch.device("cpu")),
         gradients=[],
         device=torch.device("cpu"),
     )
@@ -158,7 +160,7 @@ def test_ratio_is_of_iterations():
         "sgd": {"passes_s": 0.0, "optimizer_s": 1.0},
         "other": {"passes_s": 5.0, "optimizer_s": 10.0},
     }
-    ratios = optimizer_cost.with_ratios(4.0, results)["optimizers"]
+    ratios = cost_rounds.with_ratios(4.0, results)["optimizers"]
     assert ratios["other"]["iteration_over_sgd"] == 19.0 / 5.0
 
 
@@ -203,3 +205,38 @@ def test_cost_of_another_experiment_is_its_own_beside_the_printed_ratios(tmp_pat
     assert "ResNet-50 of width 4, 224 x 224" in page and "mlbfgs 1.013, kfac 2.179" in page
     assert "recipes of `imagenet_resnet50`" in page
     assert optimizer_cost.printed_ratios("cifar10_resnet18") == {}
+
+
+@pytest.mark.slow
+def test_each_optimizer_apart_has_a_peak_of_its_own_and_the_same_events(tmp_path, capsys):
+    arguments = ["--optimizers", "mlbfgs", "--width", "16", "--batch", "8", "--rounds", "1"]
+    arguments += ["--threads", "1", "--apart", "--device", "cpu", "--out", str(tmp_path)]
+    assert optimizer_cost.main(arguments) == 0
+    result = json.loads((tmp_path / "optimizer_cost.json").read_text())
+    found = result["optimizers"]
+    assert {name: (list(n["events"]), n["steps_measured"]) for name, n in found.items()} == {
+        "sgd": ([], 1),
+        "mlbfgs": (["pair"], 2),
+    }
+    assert found["sgd"]["iteration_over_sgd"] == 1.0
+    peaks = {name: numbers["peak_memory_bytes"] for name, numbers in found.items()}
+    # 0.7 million parameters with M = 20 pairs, against one momentum.
+    assert peaks["mlbfgs"] - peaks["sgd"] > 0.5 * 4 * 40 * 700_000
+    page = capsys.readouterr().out
+    assert "peak memory, GiB" in page and "in a process of its own" in page
+
+
+def test_an_optimizer_with_hooks_is_measured_in_real_steps_alone():
+    seconds, found = cost_rounds.measure_alone("kfac", TINY)
+    assert seconds == [] and found["steps_measured"] == 4
+    assert set(found["events"]) == {"factors", "inverses"} and found["peak_memory_bytes"] > 2**20
+
+
+def exit_at_once(name: str, plan: cost_rounds.Plan) -> None:
+    os._exit(1)
+
+
+def test_an_optimizer_whose_process_dies_is_left_out_by_name(monkeypatch):
+    monkeypatch.setattr(cost_rounds, "measure_alone", exit_at_once)
+    with pytest.raises(UserError, match="a step of SGD does not fit: lower --batch=4"):
+        cost_rounds.measure_apart([], TINY)
