@@ -48,6 +48,9 @@ LATER_KEYS: dict[str, Any] = {
     "dataset.holdout": None,
     "train.micro_batch": None,
     "train.sync_batchnorm": False,
+    "train.precision": "float32",
+    "train.compile": False,
+    "train.ema": None,
 }
 # Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
