@@ -8,7 +8,7 @@ is in the drawing too and is shown when the reader asks for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -39,6 +39,12 @@ CURVATURE = {
     "gamma": "initial scale γ",
     "cos_direction_gradient": "cos(d, g)",
     "direction_over_gradient": "length ‖d‖ / ‖g‖",
+}
+# Parts of the training time: names, and fields of the epoch records.
+PARTS = {
+    "forward, backward": "forward_backward_time_s",
+    "optimizer": "optimizer_time_s",
+    "data": "data_time_s",
 }
 MARKS = 8  # on a line of any length
 POINTS = 300  # of a line at most
@@ -169,6 +175,51 @@ def interval_panel(
     alt = escape(f"{title}. {'; '.join(told)}.")
     return (
         f'<svg class="panel" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{alt}">'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def time_panel(rows: Sequence[tuple[Group, Mapping[str, float]]]) -> str:
+    """Where the training time goes: seconds per epoch by part, one bar a group; "" without rows.
+
+    Args:
+        rows: group, and the seconds per epoch of each of `PARTS`.
+    """
+    if not rows:
+        return ""
+    row_height, left, top = 24, 190, 48
+    floor = top + row_height * len(rows)
+    totals = [sum(parts.values()) for _, parts in rows]
+    x = svg.scale_for(totals, left, WIDTH - RIGHT, from_zero=True)
+    parts = ['<text class="title" x="4" y="17">seconds per epoch</text>']
+    for place, name in enumerate(PARTS):
+        at = (12, 152, 242)[place]
+        parts.append(f'<rect class="part{place}" x="{at}" y="26" width="12" height="12"/>')
+        parts.append(f'<text class="tick" x="{at + 18}" y="37">{name}</text>')
+    for value in x.ticks():
+        parts.append(f'<path class="grid" d="M{x(value):.1f} {top}V{floor}"/>')
+        label = svg.tick_label(value)
+        parts.append(
+            f'<text class="tick middle" x="{x(value):.1f}" y="{floor + 18}">{label}</text>'
+        )
+    told = []
+    for place, (group, seconds) in enumerate(rows):
+        at = top + row_height * place + 4
+        label = _clipped(group.label, 22)
+        parts.append(f'<text class="tick end" x="{left - 12}" y="{at + 12}">{label}</text>')
+        start = 0.0
+        for number, name in enumerate(PARTS):
+            wide = x(start + seconds[name]) - x(start)
+            words = f"{group.label}: {name} {_told(seconds[name])} s per epoch"
+            parts.append(
+                f'<rect class="part{number}" x="{x(start):.1f}" y="{at}" width="{wide:.1f}" '
+                f'height="{row_height - 8}"><title>{escape(words)}</title></rect>'
+            )
+            start += seconds[name]
+        told.append(f"{group.label} {', '.join(f'{n} {_told(s)}' for n, s in seconds.items())}")
+    alt = escape(f"seconds per epoch. {'; '.join(told)}.")
+    return (
+        f'<svg class="panel" viewBox="0 0 {WIDTH} {floor + 34}" role="img" aria-label="{alt}">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -11,6 +11,7 @@ from experiments.analysis.claims import OURS
 from experiments.analysis.measures import measure_named
 from experiments.analysis.runs import SCALES
 from experiments.analysis.theory import short
+from experiments.report import svg
 from experiments.report.cells import duration
 from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
 from experiments.report.material import Material
@@ -39,6 +40,7 @@ class Row:
         paper: the paper's number with the rule.
         allowed: what still counts as reproduced.
         ours: our number with its interval; "" without one.
+        picture: what the claim allows, and our number in it, as a drawing; "" without a number.
         n: how many runs or pairs, in words.
         shown: our number at a scale that may not judge the claim; "" without one.
         sort_ours: what it sorts by.
@@ -54,6 +56,7 @@ class Row:
     paper: str
     allowed: str
     ours: str
+    picture: str
     n: str
     shown: str
     sort_ours: str
@@ -161,6 +164,7 @@ def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
         paper=paper,
         allowed=allowed,
         ours=ours,
+        picture=_picture(claim, judgement),
         n="" if not ours else "exact" if exact else f"n = {judgement.n}",
         shown=_shown(claim),
         sort_ours="" if judgement.centre is None else f"{judgement.centre:.6g}",
@@ -169,6 +173,16 @@ def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
         files=files,
         page=page,
     )
+
+
+def _picture(claim: JudgedClaim, judgement: Judgement) -> str:
+    """Shaded: what the claim allows; on it our number and its interval."""
+    if judgement.centre is None:
+        return ""
+    centre, (low, high) = judgement.centre, claim.zone
+    ends = (judgement.low, judgement.high)
+    left, right = (centre if end is None else end for end in ends)
+    return svg.zone_picture(low, high, centre, left, right)
 
 
 def _shown(claim: JudgedClaim) -> str:

@@ -58,6 +58,7 @@ class Section:
         curvature: curves of the curvature records.
         words: per quasi-Newton group: label and what its curvature did.
         intervals: drawings of final accuracy and speed-ups with intervals.
+        times: a drawing of where the training time goes.
         tables: accuracy, target, cost, differences.
         runs: every run.
         sources: where the numbers of each group come from.
@@ -74,6 +75,7 @@ class Section:
     curvature: tuple[Panel, ...]
     words: tuple[tuple[str, str], ...]
     intervals: tuple[str, ...]
+    times: str
     tables: tuple[HtmlTable, ...]
     runs: HtmlTable
     sources: tuple[Source, ...]
@@ -102,6 +104,7 @@ def section(material: Material, results: Results, to_results: str) -> Section:
         curvature=tuple(charts.curvature_panels(results, f"{prefix}-curvature")),
         words=_curvature_words(results),
         intervals=_interval_panels(results),
+        times=_time_panel(results),
         tables=tuple(_traced(table, results, names) for table in result_tables(results)),
         runs=_run_table(material, results, to_results),
         sources=tuple(_source(material, group, name, to_results) for group, name in names.items()),
@@ -184,6 +187,23 @@ def _interval_panels(results: Results) -> tuple[str, ...]:
     return tuple(panel for panel in panels if panel)
 
 
+def _time_panel(results: Results) -> str:
+    """Means over the seeds of seconds per epoch, for groups whose records have all parts."""
+    rows = []
+    for group in results.groups:
+        runs = [run for run in group.ended if run.epochs]
+        last = [(run.epochs[-1], float(run.epochs[-1]["epoch"])) for run in runs]
+        if last and all(
+            isinstance(e.get(f), float) for e, _ in last for f in charts.PARTS.values()
+        ):
+            parts = {
+                name: sum(epoch[field] / count for epoch, count in last) / len(last)
+                for name, field in charts.PARTS.items()
+            }
+            rows.append((group, parts))
+    return charts.time_panel(rows)
+
+
 def _bounds(ratio: Comparison) -> tuple[float, float]:
     bounds = ratio.interval
     return (math.nan, math.nan) if bounds is None else (bounds.low, bounds.high)
@@ -191,14 +211,13 @@ def _bounds(ratio: Comparison) -> tuple[float, float]:
 
 def _traced(table: Table, results: Results, names: dict[Group, str]) -> HtmlTable:
     """A table of the analysis, each number with the blocks that list its runs."""
-    others = [group for group in (results.baseline(), results.subject()) if group is not None]
     rows: list[tuple[Cell, ...]] = []
     for group, entry, cells in zip(
         results.groups, charts.legend(results.groups), table.rows, strict=True
     ):
         row = [Cell(cells[0], str(len(rows)), swatch=entry.swatch), Cell(cells[1])]
         for column, text in zip(table.columns[2:], cells[2:], strict=True):
-            other = _other(column, others)
+            other = _other(column, results)
             sources = [names[group], *([names[other]] if other not in (None, group) else [])]
             row.append(Cell(text) if column == "runs" else number_cell(text, sources))
         rows.append(tuple(row))
@@ -206,18 +225,16 @@ def _traced(table: Table, results: Results, names: dict[Group, str]) -> HtmlTabl
     return HtmlTable(table.title, table.columns, tuple(rows), numeric=numeric)
 
 
-def _other(column: str, others: Sequence[Group]) -> Group | None:
+def _other(column: str, results: Results) -> Group | None:
     """The second group behind a column: the baseline of speed-ups, the subject of differences.
 
     Returns:
         The group; None for a column about one group alone.
     """
-    for group in others:
-        if column.startswith("speed-up over"):
-            return group
-        if column.endswith("points") or column.startswith("share"):
-            return others[-1]
-    return None
+    if column.startswith("speed-up over"):
+        return results.baseline()
+    of_difference = column.endswith("points") or column.startswith("share")
+    return results.subject() if of_difference else None
 
 
 def _run_table(material: Material, results: Results, to_results: str) -> HtmlTable:

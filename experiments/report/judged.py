@@ -76,6 +76,7 @@ class JudgedClaim:
         margin: how far our effect may lie from the printed one.
         printed: what the paper prints for the effect; None if it prints no number.
         printed_spread: what stands there after the ±; None if nothing does.
+        zone: the lowest and the highest effect that the claim allows; may be infinite.
         judged_at: the scales whose runs may give a verdict.
         judgements: one per scale.
     """
@@ -93,6 +94,7 @@ class JudgedClaim:
     margin: float
     printed: float | None
     printed_spread: float | None
+    zone: tuple[float, float]
     judged_at: tuple[str, ...]
     judgements: tuple[Judgement, ...]
 
@@ -151,6 +153,7 @@ def _claim(entry: Mapping[str, Any]) -> JudgedClaim:
         margin=float(entry["margin"]),
         printed=_number(printed.get("value")),
         printed_spread=_number(printed.get("spread")),
+        zone=(float(entry["zone"]["low"]), float(entry["zone"]["high"])),
         judged_at=tuple(entry["judged_at"]),
         judgements=tuple(_judgement(part) for part in judgements),
     )

@@ -12,6 +12,7 @@ from markupsafe import Markup
 _TABLE = re.compile(r"<table>(.*?)</table>", re.S)
 _TITLE = re.compile(r"<p><strong>([^<]*)</strong></p>\s*<table>")
 _HEADER = re.compile(r"<th(?P<rest>[ >])")
+_OUTCOME = re.compile(r"<td>(?P<word>(?:not )?reproduced)</td>")
 _HEADING = re.compile(r"<(/?)h([1-5])")
 _IMAGE = re.compile(r'<img src="([^"]*)"')
 
@@ -35,9 +36,15 @@ def to_html(text: str, *, lower: int = 1, images: Mapping[str, str] | None = Non
         r'<div class="scroll" tabindex="0"><table class="data">\1</table></div>', html
     )
     html = _HEADER.sub(r'<th scope="col"\g<rest>', html)
+    html = _OUTCOME.sub(_verdict, html)
     for old, new in (images or {}).items():
         html = html.replace(f'src="{old}"', f'src="{new}" loading="lazy"')
     return Markup(html)
+
+
+def _verdict(found: re.Match[str]) -> str:
+    word = found["word"]
+    return f'<td><span class="verdict v-{word.replace(" ", "-")}">{word}</span></td>'
 
 
 def inline(text: str) -> Markup:

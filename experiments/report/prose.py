@@ -35,7 +35,7 @@ _DIGITS = re.compile(r"\d[\d.,]*")
 def experiment_prose(
     experiment: str, all_results: Sequence[Results], folder: Path = FOLDER
 ) -> Markup:
-    """What is said about an experiment; empty where nothing is written.
+    """What is said about an experiment, its title first; empty where nothing is written.
 
     Args:
         experiment: its name; the file is `<name>.md`.
@@ -64,7 +64,7 @@ def render(path: Path, values: Mapping[str, Any]) -> Markup:
     refuse_typed_numbers(text, path.name)
     environment = Environment(undefined=StrictUndefined, autoescape=False)
     try:
-        return to_html(environment.from_string(text).render(values))
+        return to_html(environment.from_string(text).render(values), lower=0)
     except (TemplateError, TypeError) as error:
         raise UserError(f"prose/{path.name}: {error}") from error
     except UserError as error:

@@ -76,6 +76,7 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
     pages = _pages(material, to_results, theory, benchmarks)
     environment = _environment()
     shared = {"pages": pages, "summary": _summary(material)}
+    assert len({page.file for page in pages}) == len(pages), "two pages of one name"
     texts = {
         page.file: environment.get_template(page.template).render(
             page=page, **shared, **page.values
@@ -112,7 +113,7 @@ def _pages(
         pages.append(Page("benchmarks.html", "Benchmarks", "More", "document.html", values))
     if material.deviations:
         values = {"ledger": ledger_rows(material, to_results)}
-        pages.append(Page("deviations.html", "Deviations", "More", "deviations.html", values))
+        pages.append(Page("ledger.html", "Deviations", "More", "ledger.html", values))
     return pages
 
 

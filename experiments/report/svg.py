@@ -20,7 +20,17 @@ WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 28, 46
 # Widths of markers: shapes with little area are drawn larger.
 MARKER_SIZE = 9.0
-POINTED = {"*": 14.0, "<": 11.0, ">": 11.0, "^": 10.0, "v": 10.0, "d": 12.0, "p": 10.5, "h": 10.5}
+POINTED = {
+    "D": 10.5,
+    "*": 14.0,
+    "<": 11.0,
+    ">": 11.0,
+    "^": 10.0,
+    "v": 10.0,
+    "d": 12.0,
+    "p": 10.5,
+    "h": 10.5,
+}
 INK = "currentColor"
 # Of the palette; invisible on a dark page, so the page's own ink stands in for it.
 _BLACK = "#000000"
@@ -126,6 +136,33 @@ def swatch(colour: str, marker_name: str, dash: str) -> str:
     return (
         f'<svg class="swatch" viewBox="0 0 32 14" width="32" height="14" aria-hidden="true" '
         f'style="--c:{ink(colour)}">{line}{mark}</svg>'
+    )
+
+
+def zone_picture(low: float, high: float, centre: float, left: float, right: float) -> str:
+    """What is allowed as a shaded range, and a number with its interval on it.
+
+    Args:
+        low: lower end of what is allowed; may be infinite.
+        high: upper end.
+        centre: the number; may be infinite.
+        left: lower end of its interval.
+        right: upper end.
+    """
+    finite = [v for v in (low, high, centre, left, right) if math.isfinite(v)]
+    scale = scale_for(finite, 8, 112)
+
+    def place(value: float) -> float:
+        return min(max(scale(value) if math.isfinite(value) else value, 0), 120)
+
+    start, stop = place(low), place(high)
+    # a point is allowed where the ends are one: it is drawn as a line
+    wide = max(stop - start, 1.5)
+    return (
+        '<svg class="zone" viewBox="0 0 120 14" width="120" height="14" aria-hidden="true">'
+        f'<rect class="allowed" x="{start:.1f}" y="0" width="{wide:.1f}" height="14"/>'
+        f'<path class="bar" d="M{place(left):.1f} 7H{place(right):.1f}"/>'
+        f'<circle class="dot" cx="{min(max(place(centre), 4), 116):.1f}" cy="7" r="3.5"/></svg>'
     )
 
 

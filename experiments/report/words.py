@@ -119,4 +119,6 @@ def _side(found: Comparison, neutral: float) -> str:
 
 
 def _percent(value: Estimate) -> str:
-    return f"{quantities.estimate(value, 'percent')} %"
+    text = quantities.estimate(value, "percent")
+    number, bracket, rest = text.partition(" (")
+    return f"{number} %{bracket}{rest}"

@@ -170,6 +170,14 @@ def test_prose_that_the_runs_do_not_bear_stops_the_build(write_prose, text, comp
         write_prose(text)
 
 
+@pytest.mark.parametrize("path", sorted(prose.FOLDER.glob("*.md")), ids=lambda path: path.stem)
+def test_every_text_is_about_an_experiment_has_a_title_and_no_typed_number(path):
+    assert (ROOT / "configs" / "experiment" / f"{path.stem}.yaml").is_file()
+    text = path.read_text("utf-8")
+    assert text.startswith("# ") and "\n# " not in text
+    prose.refuse_typed_numbers(text, path.name)
+
+
 def test_a_statement_that_holds_prints_nothing(write_prose):
     text = '{{ holds("mlbfgs", "above", "sgd", "final_top1", scale="reduced") }}better'
     assert write_prose(text) == "<p>better</p>\n"
