@@ -217,7 +217,7 @@ def _traced(table: Table, results: Results, names: dict[Group, str]) -> HtmlTabl
     ):
         row = [Cell(cells[0], str(len(rows)), swatch=entry.swatch), Cell(cells[1])]
         for column, text in zip(table.columns[2:], cells[2:], strict=True):
-            other = _other(column, results)
+            other = _other(table, column, results)
             sources = [names[group], *([names[other]] if other not in (None, group) else [])]
             row.append(Cell(text) if column == "runs" else number_cell(text, sources))
         rows.append(tuple(row))
@@ -225,7 +225,7 @@ def _traced(table: Table, results: Results, names: dict[Group, str]) -> HtmlTabl
     return HtmlTable(table.title, table.columns, tuple(rows), numeric=numeric)
 
 
-def _other(column: str, results: Results) -> Group | None:
+def _other(table: Table, column: str, results: Results) -> Group | None:
     """The second group behind a column: the baseline of speed-ups, the subject of differences.
 
     Returns:
@@ -233,8 +233,7 @@ def _other(column: str, results: Results) -> Group | None:
     """
     if column.startswith("speed-up over"):
         return results.baseline()
-    of_difference = column.endswith("points") or column.startswith("share")
-    return results.subject() if of_difference else None
+    return results.subject() if table.title.startswith("Difference to") else None
 
 
 def _run_table(material: Material, results: Results, to_results: str) -> HtmlTable:

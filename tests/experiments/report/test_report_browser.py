@@ -68,7 +68,7 @@ def visible(page, selector):
 
 def test_no_page_has_an_error_or_is_cut_off_at_any_width(browser, report):
     pages = sorted(report.glob("*.html"))
-    assert len(pages) >= 7
+    assert len(pages) >= 5  # claims, an experiment, theory, benchmarks, deviations
     for path in pages:
         page = browser.open(path, WIDTHS[0])
         for width in WIDTHS:
