@@ -191,7 +191,9 @@ class Contender:
         group = self.optimizer.param_groups[0]
         for event in self.events:
             if event.name in ("roots", "bases"):
-                found[event.name] = group.get("step", 0) // event.interval
+                # SOAP's first step only gathers statistics, and does not count for its bases
+                taken = max(group.get("step", 0) - (event.name == "bases"), 0)
+                found[event.name] = taken // event.interval
         if self.passes is not None:
             batches = self.passes.counts.gradient_images // self.data.train_size
             found["full gradient"] = batches - self.steps  # one a step is not the full one

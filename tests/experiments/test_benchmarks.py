@@ -2,6 +2,7 @@
 
 import json
 import os
+import pkgutil
 import sys
 
 import pytest
@@ -128,6 +129,34 @@ def contender(name):
         gradients=[],
         device=torch.device("cpu"),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "event", "owner", "function"),
+    [
+        ("soap", "bases", "optimizer.soap.SOAP", "get_orthogonal_matrix_qr"),
+        ("shampoo", "roots", "optimizer.shampoo", "compute_power_svd"),
+    ],
+)
+def test_rare_work_of_a_package_is_booked_where_it_is_done(
+    monkeypatch, name, event, owner, function
+):
+    pytest.importorskip("pytorch_optimizer")
+    calls = []
+    target = f"pytorch_optimizer.{owner}.{function}"
+    true = pkgutil.resolve_name(target)
+    monkeypatch.setattr(target, lambda *a, **k: (calls.append(a), true(*a, **k))[1])
+    data = OneBatch(4, torch.device("cpu"))
+    network = optimizer_cost.network(2, torch.device("cpu"), data)
+    gradients = [[torch.randn_like(p) for p in network.parameters()]]
+    subject = Contender(name, width=2, data=data, gradients=gradients, device=torch.device("cpu"))
+    booked, done = [], []
+    for _ in range(6):
+        before = len(calls)
+        kind, _, _ = subject.step()
+        booked.append(event in kind)
+        done.append(len(calls) > before)
+    assert booked == done and sum(done) >= 2
 
 
 def test_rare_work_is_spread_over_its_interval():
