@@ -19,6 +19,7 @@ from experiments.analysis.verdicts import Verdict, zone_of
 from experiments.errors import UserError
 
 JSON_FILE, PAGE_FILE = "claims.json", "README.md"
+SHORT_FILE = "verdicts.md"  # for the README of the project
 _HEAD = """# Every claim and its verdict
 
 Computed from the files in `runs/`, from `theory/` and from the registry `claims.yaml`, which says
@@ -58,14 +59,14 @@ SECTIONS = (
 
 
 def write_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> tuple[Path, ...]:
-    """Judge the registry; write `summary/claims.json` and `summary/README.md`.
+    """Judge the registry; write `claims.json`, `README.md` and `verdicts.md` in `summary/`.
 
     Args:
         results_dir: the directory that holds `runs/`.
         claims_path: the registry.
 
     Returns:
-        The page and the JSON file.
+        The page, the JSON file and the short form of the page.
 
     Raises:
         UserError: a file cannot be read or written, or a paper has no section.
@@ -77,9 +78,27 @@ def write_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> tup
         folder.mkdir(parents=True, exist_ok=True)
         write_json(registry, folder / JSON_FILE)
         (folder / PAGE_FILE).write_text(text, encoding="utf-8")
+        (folder / SHORT_FILE).write_text(short_page(registry), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    return folder / PAGE_FILE, folder / JSON_FILE
+    return folder / PAGE_FILE, folder / JSON_FILE, folder / SHORT_FILE
+
+
+def short_page(registry: Registry) -> str:
+    """How many verdicts there are of each kind, and every claim that training has judged."""
+    blocks = [_counts(registry.entries)]
+    lines = []
+    for entry in registry.entries:
+        for judgement in entry.judgements:
+            claim, verdict = entry.claim, judgement.verdict
+            if claim.kind == "theory" or verdict.outcome == "not run":
+                continue
+            said = f"{claim.statement} ({claim.paper}, {claim.place})"
+            lines.append((said, verdict.scale, _paper(verdict), ours_cell(verdict), str(verdict)))
+    if lines:
+        columns = ("claim", "scale", "paper", "ours", "verdict")
+        blocks.append(_table("What training has judged", columns, lines))
+    return "\n".join(blocks)
 
 
 def page(registry: Registry) -> str:

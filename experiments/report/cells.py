@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -75,14 +74,3 @@ def sort_key(text: str) -> str:
     if found:
         return found[1].replace(",", "").lstrip("+")
     return "Infinity" if plain.startswith(_NEVER) else ""
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as a reader counts them: s, min, h or days."""
-    if seconds is None or math.isnan(seconds):
-        return NOTHING
-    for size, unit in ((86400 * 2, "days"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            divisor = 86400 if unit == "days" else size
-            return f"{seconds / divisor:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

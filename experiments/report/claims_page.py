@@ -12,7 +12,6 @@ from experiments.analysis.measures import measure_named
 from experiments.analysis.runs import SCALES
 from experiments.analysis.theory import short
 from experiments.report import svg
-from experiments.report.cells import duration
 from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
 from experiments.report.material import Material
 
@@ -147,10 +146,10 @@ def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
     if theory and (material.results_dir / findings).is_file():
         files = (findings,)
     cost_s = material.training_seconds(judgement.runs)
-    cost = duration(cost_s)
+    cost = quantities.NOTHING if cost_s is None else quantities.duration(cost_s)
     if judgement.outcome == "not run" and judgement.predicted_cost_s is not None:
         cost_s = judgement.predicted_cost_s
-        cost = f"about {duration(cost_s)}"
+        cost = f"about {quantities.duration(cost_s)}"
     ours = ours_in_words(claim, judgement)
     exact = theory and judgement.low == judgement.high
     if theory:

@@ -16,7 +16,7 @@ from experiments.analysis.measures import measure_named
 from experiments.analysis.runs import Run
 from experiments.analysis.tables import Table, estimate_of, result_tables, speedup_over_sgd
 from experiments.report import charts
-from experiments.report.cells import Cell, HtmlTable, duration, number_cell
+from experiments.report.cells import Cell, HtmlTable, number_cell
 from experiments.report.charts import Entry, Panel
 from experiments.report.material import Material, training_seconds
 from experiments.report.words import findings
@@ -277,7 +277,7 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
         Cell(str(run.seed), str(run.seed)),
         Cell(run.status, note=run.message),
         *cells,
-        Cell(duration(seconds), f"{seconds:.3f}"),
+        Cell(quantities.duration(seconds), f"{seconds:.3f}"),
         Cell(commit),
         Cell(run.key, run.key, href=f"{to_results}/{place}"),
     )

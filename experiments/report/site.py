@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from experiments.analysis.quantities import duration
 from experiments.errors import UserError
-from experiments.report.cells import duration
 from experiments.report.claims_page import PAPERS, SYMBOLS, claim_rows, filters, tally
 from experiments.report.experiment_page import section
 from experiments.report.judged import OUTCOMES

@@ -12,7 +12,6 @@ from experiments.analysis.contrasts import TOP1, difference, gain_lines
 from experiments.analysis.groups import Group, Results
 from experiments.analysis.statistics import Estimate
 from experiments.analysis.tables import estimate_of, speedup_over_sgd
-from experiments.report.cells import duration
 from experiments.report.material import training_seconds
 
 
@@ -36,7 +35,7 @@ def _effort(results: Results) -> str:
     named = ", ".join(map(str, seeds))
     return (
         f"{len(runs)} runs of {len(results.groups)} contestants{each}, "
-        f"seed{'s' if len(seeds) > 1 else ''} {named}, {duration(seconds)} of training"
+        f"seed{'s' if len(seeds) > 1 else ''} {named}, {quantities.duration(seconds)} of training"
     )
 
 

@@ -66,7 +66,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     claims = registry_in(root)
     write_runs(root, *toy_runs())
-    page, listing = write_registry(root, claims)
+    page, listing, _ = write_registry(root, claims)
     return root, page.read_text(), {entry["id"]: entry for entry in json.loads(listing.read_text())}
 
 
@@ -129,6 +129,17 @@ def test_page_has_every_claim_once_and_no_path_of_the_machine(written):
     assert str(root) not in page and str(root) not in json.dumps(entries)
 
 
+def test_the_short_page_has_the_verdicts_of_training_alone(written):
+    text = (written[0] / "summary" / "verdicts.md").read_text()
+    counts, judged = text.split("**What training has judged**")
+    assert "| together | 5 |" in counts
+    rows = [line for line in judged.splitlines() if line.startswith("| better")]
+    assert len(rows) == 2  # the ordering and the speed-up at reduced scale: nothing else was run
+    assert rows[0].startswith("| better than SGD (mL-BFGS, Table 1) | reduced | above 0 | 1.00 [")
+    assert rows[0].endswith("| inconclusive at reduced scale |")
+    assert rows[1].endswith("| 0.500 [0.500, 0.500] | not reproduced at reduced scale |")
+
+
 def test_same_runs_give_the_same_bytes(tmp_path):
     texts = []
     for name, runs in (("a", list(toy_runs())), ("b", list(toy_runs())[::-1])):
@@ -139,7 +150,7 @@ def test_same_runs_give_the_same_bytes(tmp_path):
 
 
 def test_committed_registry_is_complete_without_any_run(tmp_path):
-    page, listing = write_registry(tmp_path)
+    page, listing, _ = write_registry(tmp_path)
     entries = json.loads(listing.read_text())
     claims = load_claims(DEFAULT_CLAIMS)
     assert [entry["id"] for entry in entries] == [claim.id for claim in claims]
