@@ -146,6 +146,31 @@ class OverflowRecord:
         return {"kind": "overflow", **asdict(self)}
 
 
+@dataclass(frozen=True)
+class GradientRecord:
+    """Loss and gradient norm of the training set (`experiments.gradient_record`), if wanted.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps.
+        loss: L, mean over the images.
+        squared_norm: ‖∇L‖².
+        images: how many stand for the training set.
+        gradient_time_s: seconds that this record took, outside the training clock.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    squared_norm: float
+    images: int
+    gradient_time_s: float
+
+    def as_record(self) -> dict[str, Any]:
+        """The line of `metrics.jsonl`."""
+        return {"kind": "gradient", **asdict(self)}
+
+
 class MetricsFile:
     """`metrics.jsonl`, open for appending.
 

@@ -89,14 +89,30 @@ class Passes:
             batches: at least one.
             at: the weights.
         """
+        return self.loss_and_gradient(batches, at)[1]
+
+    def loss_and_gradient(
+        self, batches: Iterable[Batch], at: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The mean loss over all images of the batches, () float64, and its gradient.
+
+        Args:
+            batches: at least one.
+            at: the weights.
+        """
         mean, images = [torch.zeros_like(w) for w in at], 0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=at[0].device)
         for batch in batches:
             weights = _leaves(at)
-            grads = torch.autograd.grad(self._loss(batch, weights), weights)
+            loss = self._loss(batch, weights)
+            grads = torch.autograd.grad(loss, weights)
             images += len(batch.labels)
             torch._foreach_lerp_(mean, grads, len(batch.labels) / images)
-        self.counts.gradient_images += self._over_ranks(mean, images)
-        return mean
+            loss_sum += loss.detach().double() * len(batch.labels)
+        total = self._over_ranks(mean, images)
+        self._ranks.sum_(loss_sum)
+        self.counts.gradient_images += total
+        return loss_sum / total, mean
 
     def hessian_vector(
         self, batches: Iterable[Batch], at: Sequence[Tensor], vector: Sequence[Tensor]

@@ -72,6 +72,7 @@ LATER_KEYS: dict[str, Any] = {
     "train.precision": "float32",
     "train.compile": False,
     "train.ema": None,
+    "train.gradient_record": None,
 }
 
 Scalar = str | int | float | bool | None
@@ -114,6 +115,14 @@ def _count(key: str) -> Rule:
 
 def _name(key: str) -> Rule:
     return Rule(key, _is_name, "a name of letters, digits and . _ + - (it becomes a folder)")
+
+
+def _is_gradient_record(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, Mapping) or set(value) != {"interval", "images"}:
+        return False
+    return _is_count(value["interval"]) and (value["images"] is None or _is_count(value["images"]))
 
 
 def _choice(key: str, *choices: str) -> Rule:
@@ -183,6 +192,12 @@ RULES = (
         "train.ema",
         lambda value: value is None or (_is_positive(value) and value < 1),
         "null or a number between 0 and 1, such as 0.9999",
+        optional=True,
+    ),
+    Rule(
+        "train.gradient_record",
+        _is_gradient_record,
+        "null or {interval: epochs, images: null or a count}, both integers of at least 1",
         optional=True,
     ),
     _name("launch.name"),

@@ -27,6 +27,7 @@ from torch import Tensor
 from experiments.checkpoint import CheckpointStore
 from experiments.clock import TrainingClock, peak_memory_bytes, restart_peak_memory
 from experiments.evaluation import Evaluation, evaluate
+from experiments.gradient_record import build_gradient_recorder
 from experiments.interruption import StopRequest
 from experiments.metrics import (
     AverageRecord,
@@ -76,6 +77,7 @@ class TrainingLoop:
         self.task = build_task(spec, self.device, ranks)
         self.data, self.model = self.task.data, self.task.model
         self.optimizer, self.passes = self.task.optimizer, self.task.passes
+        self.gradients = build_gradient_recorder(self.task, self.train, ranks)
         self.clock = TrainingClock(self.device)
         self.steps = StepTaker(spec, self.task, self.clock, ranks)
         self.position = Position()
@@ -109,6 +111,8 @@ class TrainingLoop:
         return ending
 
     def _train_epochs(self) -> Status:
+        if self.position.step == 0:
+            self._record_gradient()
         while self.position.epoch < self.train.epochs:
             if self._time_is_up():
                 return "timeout"
@@ -230,6 +234,7 @@ class TrainingLoop:
         self._record_passes()
         if evaluation is not None:
             self._record_average()
+        self._record_gradient()
         self._save()
         if self.ranks.leads:
             logger.info("%s", self._progress(record))
@@ -317,6 +322,12 @@ class TrainingLoop:
                 epoch, step, **self.passes.state_dict(), extra_passes_time_s=seconds
             )
             self._record(record.as_record())
+
+    def _record_gradient(self) -> None:
+        """Record loss and gradient norm of the training set, where that is wanted and due."""
+        position = self.position
+        if self.gradients is not None and self.gradients.is_due(position.epoch):
+            self._record(self.gradients.measure(position.epoch, position.step).as_record())
 
     def _record(self, record: Mapping[str, Any]) -> None:
         self.records.append(record)

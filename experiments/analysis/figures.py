@@ -1,4 +1,4 @@
-"""Figures of one experiment at one scale: training curves, and what the curvature did.
+"""Figures of one experiment at one scale: training curves, what curvature and gradient did.
 
 The line is the mean over seeds, the band reaches from the smallest to the largest seed. Where fewer
 seeds have data than were run, the line is thin; a cross marks where a seed diverged. Files are
@@ -25,6 +25,7 @@ from experiments.analysis.curvature import trace
 from experiments.analysis.curves import Axis, Curve, curve
 from experiments.analysis.groups import Group, Results
 from experiments.analysis.palette import LINES, look_of
+from experiments.analysis.pl import pl_trace
 
 METRIC_LABELS = {"train_loss": "training loss", "test_top1": "test top-1 accuracy (%)"}
 AXIS_LABELS: dict[Axis, str] = {
@@ -66,6 +67,9 @@ def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
         figure = curvature_figure(results)
         if figure is not None:
             paths += _save(figure, out_dir / f"curvature-{results.scale}")
+        figure = gradient_figure(results)
+        if figure is not None:
+            paths += _save(figure, out_dir / f"gradient-{results.scale}")
     return tuple(paths)
 
 
@@ -131,6 +135,40 @@ def curvature_figure(results: Results) -> Figure | None:
         "line: median over blocks and seeds; band: smallest to largest; dotted: μ after damping"
     )
     _finish(figure, _title(results, groups), caption, grid[0][0])
+    return figure
+
+
+def gradient_figure(results: Results) -> Figure | None:
+    """‖∇L‖² and ‖∇L‖² / L of the training set (M Figure 7); None without such records."""
+    groups = [group for group in results.groups if any(pl_trace(r).loss.size for r in group.ended)]
+    if not groups:
+        return None
+    figure, grid = _new_figure(2, 2)
+    panels = (
+        (grid[0][0], "loss", "training loss L"),
+        (grid[0][1], "squared_norm", "‖∇L‖²"),
+        (grid[1][0], "ratio", "‖∇L‖² / L"),
+    )
+    styles = _lines(groups)
+    for group in groups:
+        appearance = look_of(group)
+        look: dict[str, Any] = {"color": appearance.colour, "linestyle": styles[group]}
+        look |= {"marker": appearance.marker, "markersize": 4.5}
+        for number, run in enumerate(group.ended):
+            points = pl_trace(run)
+            label = f"{group.label} (n = {len(group.ended)})" if number == 0 else None
+            every = max(1, math.ceil(points.loss.size / MARKS))
+            for panel, name, _ in panels:
+                line = getattr(points, name)
+                panel.plot(points.epoch, line, markevery=every, label=label, **look)
+            grid[1][1].plot(points.loss, points.squared_norm, markevery=every, **look)
+    for panel, _, axis in panels:
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(axis)
+        panel.set_yscale("log")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[1][1].set(xscale="log", yscale="log", xlabel="training loss L", ylabel="‖∇L‖²")
+    _finish(figure, _title(results, groups), "one line a seed", grid[0][0])
     return figure
 
 

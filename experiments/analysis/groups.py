@@ -51,6 +51,7 @@ LATER_KEYS: dict[str, Any] = {
     "train.precision": "float32",
     "train.compile": False,
     "train.ema": None,
+    "train.gradient_record": None,
 }
 # Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")

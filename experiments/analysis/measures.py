@@ -9,7 +9,8 @@ Which runs count, for every measure in the same way:
 * A run that ran out of time or crashed has no final value: it is absent from final values and
   shown in the status column. A running run enters nothing.
 
-Flags and fluctuations are defined in `experiments.analysis.stability`.
+Flags and fluctuations are defined in `experiments.analysis.stability`, those about the PL condition
+in `experiments.analysis.pl`.
 `final:<field>` is the last value of any field of the epoch records.
 """
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from experiments.analysis import stability
+from experiments.analysis import pl, stability
 from experiments.analysis.runs import FloatArray, Run
 from experiments.errors import UserError, nearest
 
@@ -200,6 +201,9 @@ MEASURES: dict[str, Measure] = {
         Measure("failed_before_drop", "", "flag", FINISHED, stability.failed_before_drop),
         Measure("failed_at_drop", "", "flag", FINISHED, stability.failed_at_drop),
         Measure("top1_fluctuation", "points", "percent", FINISHED, stability.top1_fluctuation),
+        Measure("pl_constant", "", "loss", FINISHED, pl.constant),
+        Measure("pl_fall", "", "plain", FINISHED, pl.fall),
+        Measure("pl_exponent", "", "plain", FINISHED, pl.exponent),
         Measure("loss_fluctuation", "", "loss", FINISHED, stability.loss_fluctuation),
     )
 }

@@ -40,6 +40,7 @@ REQUIRED_FIELDS = {
     "passes": ("epoch", "step"),
     "ema": ("epoch", "step"),
     "overflow": ("epoch", "step"),
+    "gradient": ("epoch", "step"),
 }
 _DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
 
@@ -66,6 +67,7 @@ class Run:
         steps: records of kind "step", in order.
         epochs: records of kind "epoch", in order.
         curvature: records of kind "curvature", in order.
+        gradients: records of kind "gradient", in order.
         torn: whether the last line of `metrics.jsonl` was cut off.
     """
 
@@ -83,6 +85,7 @@ class Run:
     steps: tuple[Record, ...] = field(repr=False)
     epochs: tuple[Record, ...] = field(repr=False)
     curvature: tuple[Record, ...] = field(repr=False)
+    gradients: tuple[Record, ...] = field(repr=False)
     torn: bool = False
 
     @cached_property
@@ -181,6 +184,7 @@ def load_run(path: Path) -> Run:
         steps=tuple(records["step"]),
         epochs=tuple(records["epoch"]),
         curvature=tuple(records["curvature"]),
+        gradients=tuple(records["gradient"]),
         torn=torn,
     )
 

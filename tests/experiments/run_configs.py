@@ -24,6 +24,7 @@ MEASURED = (
     "forward_backward_time_s",
     "optimizer_time_s",
     "extra_passes_time_s",
+    "gradient_time_s",
     "images_per_second",
     "peak_memory_bytes",
 )

@@ -47,9 +47,10 @@ def test_scale_never_touches_an_arm(experiment: str) -> None:
 
 
 def _without_lengths(spec: RunSpec) -> dict[str, Any]:
-    """The schedule without the epochs in it, which shrink with the run."""
-    lengths = ("milestones", "warmup_epochs") if spec.config.schedule.name == "steps" else ()
-    return {key: value for key, value in spec.config.schedule.items() if key not in lengths}
+    """The schedule without the epochs in it, which shrink with the run, or what they step by."""
+    lengths = {"steps": ("milestones", "warmup_epochs"), "cosine": ("interval",)}
+    own = lengths.get(spec.config.schedule.name, ())
+    return {key: value for key, value in spec.config.schedule.items() if key not in own}
 
 
 def test_there_are_arms() -> None:

@@ -29,6 +29,7 @@ EXPERIMENTS = (
     "imagenet_resnet50",
     "imagenet_resnet50_slimqn",
     "imagenet_vit",
+    "pl_condition",
     "released",
 )
 OPTIMIZERS = (

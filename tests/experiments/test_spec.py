@@ -115,6 +115,7 @@ def test_key_ignores_a_later_key_only_where_it_says_what_runs_did_before(key):
     assert same.key == before.key and same.first_difference(before) is None
     rule = next((rule for rule in RULES if rule.key == key), None)
     others = ("other", "bfloat16", 1, 0.9, True, ["x"], {"base": LATER_KEYS[key]})
+    others += ({"interval": 1, "images": None},)
     allowed = [value for value in others if rule is None or rule.holds(value)]
     assert allowed
     for value in allowed:

@@ -31,6 +31,7 @@ class FakeRun:
     target: Mapping[str, Any] | None = field(default_factory=lambda: TARGET)
     settings: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.1})
     curvature: Sequence[Mapping[str, Any]] = ()
+    gradients: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, float] = field(default_factory=dict)
     arm: str = ""
     roles: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class FakeRun:
                     **self.extra,
                 }
             )
+        records += [{"kind": "gradient", **record} for record in self.gradients]
         return records + [{"kind": "curvature", **record} for record in self.curvature]
 
     def write(self, results_dir: Path) -> Path:

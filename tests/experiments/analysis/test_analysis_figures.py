@@ -47,6 +47,20 @@ def test_files_are_complete_and_identical_when_drawn_twice(tmp_path):
     assert all(np.all(edge[..., :3] == 1.0) for edge in edges)
 
 
+def test_gradient_figure_shows_norm_loss_and_their_ratio(tmp_path):
+    records = [
+        {"epoch": epoch, "step": epoch, "loss": loss, "squared_norm": loss**2}
+        for epoch, loss in enumerate((2.0, 1.0, 0.5))
+    ]
+    results = results_of(tmp_path, FakeRun(), FakeRun("mlbfgs", gradients=records))
+    figure = figures.gradient_figure(results)
+    drawn = [list(panel.lines[0].get_ydata()) for panel in figure.axes]
+    assert drawn == [[2.0, 1.0, 0.5], [4.0, 1.0, 0.25], [2.0, 1.0, 0.5], [4.0, 1.0, 0.25]]
+    assert list(figure.axes[3].lines[0].get_xdata()) == [2.0, 1.0, 0.5]
+    assert [len(panel.lines) for panel in figure.axes] == [1] * 4  # SGD recorded none
+    assert figures.gradient_figure(results_of(tmp_path / "none", FakeRun())) is None
+
+
 def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
     runs = [FakeRun(), FakeRun("adam", status="diverged"), FakeRun("kfac", status="running")]
     figure = figures.training_figure(results_of(tmp_path, *runs))
