@@ -68,7 +68,7 @@ def look_ahead(specs: Sequence[RunSpec], *, ranks: int, results_dir: Path) -> Ou
             first.dataset, batch_size=first.train.batch_size, seed=0, device=torch.device("cpu")
         )
         found = f"{data.train_size:,} training and {data.test_size:,} test images"
-        where = first.dataset.get("root") or "generated" * bool(first.dataset.get("synthetic"))
+        where = "generated" if first.dataset.get("synthetic") else first.dataset.get("root")
         data_line = f"{first.dataset.name}, {found}" + (f" ({where})" if where else "")
     except UserError as error:
         problem, data_line = error, f"missing: {error}"
@@ -95,7 +95,7 @@ def _hours(specs: Sequence[RunSpec], ranks: int) -> list[str]:
     costs: dict[str, CostPlan] = {}
     for spec in specs:
         if spec.contestant not in costs:
-            costs[spec.contestant] = _cost(spec, ranks)
+            costs[spec.contestant] = count_cost(spec, ranks=ranks)
     lines = []
     for machine in machines:
         if machine.gpus < ranks:
@@ -110,7 +110,13 @@ def _hours(specs: Sequence[RunSpec], ranks: int) -> list[str]:
     return lines
 
 
-def _cost(spec: RunSpec, ranks: int) -> CostPlan:
+def count_cost(spec: RunSpec, *, ranks: int) -> CostPlan:
+    """What a step of a run costs, counted without data.
+
+    Args:
+        spec: the run.
+        ranks: that train it.
+    """
     config = spec.config
     shape = data_shape(config.dataset)
     weightless = OmegaConf.to_container(config.model)

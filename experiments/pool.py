@@ -36,12 +36,16 @@ class WorkerPool:
     Args:
         jobs: processes side by side.
         threads: of each process; None: torch decides.
+        gpus: names for CUDA_VISIBLE_DEVICES; each process sees one of them, in turn. None: each
+            process sees what this one sees.
     """
 
-    def __init__(self, jobs: int, threads: int | None = None):
+    def __init__(self, jobs: int, threads: int | None = None, gpus: Sequence[str] = ()):
         self._context = multiprocessing.get_context("spawn")
         self._threads = threads
         self._jobs = jobs
+        self._gpus = tuple(gpus)
+        self._free = list(range(jobs))
         self._idle: list[_Worker] = []
         self._busy: dict[_Worker, Path] = {}
 
@@ -75,6 +79,7 @@ class WorkerPool:
                 directory = self._busy.pop(worker)
                 outcome = worker.collect()
                 if outcome is None:
+                    self._free.append(worker.slot)
                     yield recorded_outcome(directory, exit_code=worker.exit_code())
                 else:
                     self._idle.append(worker)
@@ -86,18 +91,23 @@ class WorkerPool:
         # Not a daemon, which could have no processes that load images; it ends with its parent by
         # itself (`_end_with_parent`).
         process = self._context.Process(target=_serve, args=(theirs,))
-        with _environment(thread_environment(self._threads)), _interrupts_ignored():
+        slot = self._free.pop(0)
+        variables = thread_environment(self._threads)
+        if self._gpus:
+            variables["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
+        with _environment(variables), _interrupts_ignored():
             process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, slot)
 
 
 class _Worker:
-    """The parent's end of one process of the pool."""
+    """The parent's end of one process of the pool; `slot` counts them, from 0."""
 
-    def __init__(self, process: Any, pipe: connection.Connection):
+    def __init__(self, process: Any, pipe: connection.Connection, slot: int):
         self.process = process
         self.pipe = pipe
+        self.slot = slot
 
     def give(self, directory: Path) -> None:
         """Hand over a run."""

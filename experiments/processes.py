@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 # Every one of them is read once, when the library is loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -31,7 +34,8 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
 
     SIGTERM and SIGUSR1 are passed on, so that the training ends at a checkpoint; Ctrl-C reaches
     the child from the terminal. In all three cases this process waits for the child and then ends
-    as the signal says.
+    as the signal says. Where this process is killed outright, the child gets SIGTERM (on Linux), so
+    that nothing trains on unseen with its run locked.
 
     Args:
         command: program and arguments.
@@ -44,7 +48,7 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
         KeyboardInterrupt: after Ctrl-C, once the child has ended.
         SystemExit: after SIGTERM or SIGUSR1, once the child has ended.
     """
-    process = subprocess.Popen(command, env=dict(environment))
+    process = subprocess.Popen(command, env=dict(environment), preexec_fn=_end_with_parent())
     with _forwarding(process) as received:
         while True:
             try:
@@ -57,6 +61,22 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     if received:
         raise SystemExit(128 + received[0])
     return code
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a child runs before its program so that the death of its parent is a signal to it."""
+    if sys.platform != "linux":
+        return None
+    # loaded here: nothing but the call itself may happen between fork and exec
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return ask
 
 
 @contextmanager

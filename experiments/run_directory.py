@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ STATUS_FILE = "status.json"
 TRACEBACK_FILE = "traceback.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = "lock"
+# Longer than `is_locked` holds a free lock.
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -241,6 +244,25 @@ def read_status(path: Path) -> RunStatus | None:
     return status
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a live process works in a run directory.
+
+    Args:
+        path: a run directory; it may not exist.
+    """
+    try:
+        descriptor = os.open(path / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -271,7 +293,7 @@ def _lock(path: Path) -> int:
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(descriptor)
     except BlockingIOError as error:
         owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
@@ -287,6 +309,15 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _take(descriptor: int) -> None:
+    """Take the lock; a second time where somebody has only looked whether it is held."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_LOOK_S)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

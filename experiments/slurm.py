@@ -233,6 +233,18 @@ def submit(spec: RunSpec, settings: SlurmSettings) -> Outcome:
     return Outcome(spec.directory, "submitted", f"job {job.job_id}, output in {folder}")
 
 
+def is_queued(directory: Path) -> bool:
+    """Whether a run was submitted by a job that has neither ended nor failed, as far as is known.
+
+    Args:
+        directory: of the run.
+    """
+    folder = directory / LOG_FOLDER
+    names = (path.name for path in folder.glob("*_submitted.pkl"))
+    results = (folder / name.replace("_submitted.pkl", "_0_result.pkl") for name in names)
+    return not all(result.exists() for result in results)
+
+
 def _task(spec: RunSpec, settings: SlurmSettings) -> Task:
     directory = spec.directory.resolve()  # a job starts in a folder of its own choice
     return Task(directory, settings, run_id=spec.key, environment=torchrun.environment(spec))

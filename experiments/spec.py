@@ -67,6 +67,7 @@ LATER_KEYS: dict[str, Any] = {
     "optimizer.variant": "paper",
     "optimizer.direction": "hessian",
     "dataset.holdout": None,
+    "dataset.synthetic": False,
     "train.micro_batch": None,
     "train.sync_batchnorm": False,
     "train.precision": "float32",

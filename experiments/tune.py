@@ -19,10 +19,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.campaign import refuse_options
 from experiments.contestants import optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
-from experiments.reproduce import OPTION_OF, run_missing, seeds_of, split_list
+from experiments.reproduce import seeds_of, split_list
 from experiments.run_directory import read_status
+from experiments.running import run_missing
 from experiments.tuning.report import write_report
 from experiments.tuning.space import GROUP, check_seeds, read_space
 from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout
@@ -165,10 +167,9 @@ def _search(command: argparse.Namespace) -> Search:
 
 
 def _check_overrides(overrides: Sequence[str], searched: set[str]) -> None:
+    refuse_options(overrides)
     for item in overrides:
         key = item.lstrip("+~").split("=", 1)[0]
-        if key in OPTION_OF:
-            raise UserError(f"{item}: write {OPTION_OF[key]} instead of this override")
         if key in searched:
             raise UserError(f"{item}: {key} is what is searched; give another space with --space")
 

@@ -147,11 +147,11 @@ def _measured(
     total, scaled = 0.0, False
     for name, count in wanted.items():
         seconds = timed.get(name)
-        work = predictions.of(experiment, scale, name)
-        if seconds is None and rates and work is not None:
-            seconds, scaled = work.flops * math.fsum(rates) / len(rates), True
         if seconds is None:
-            return None
+            work = predictions.of(experiment, scale, name)
+            if work is None or not rates:
+                return None
+            seconds, scaled = work.flops * math.fsum(rates) / len(rates), True
         total += count * seconds
     note = "; contestants not run yet scaled by FLOPs" if scaled else ""
     return Cost(total, f"measured on {hardware(results, tuple(timed))}{note}")

@@ -71,9 +71,17 @@ def write_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> tup
     Raises:
         UserError: a file cannot be read or written, or a paper has no section.
     """
-    registry = judge_registry(results_dir, claims_path)
+    return write_page(judge_registry(results_dir, claims_path))
+
+
+def write_page(registry: Registry) -> tuple[Path, ...]:
+    """Write the page and the JSON file of a judged registry.
+
+    Raises:
+        UserError: the folder cannot be written, or a paper has no section.
+    """
     text = page(registry)
-    folder = results_dir / "summary"
+    folder = registry.results_dir / "summary"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(registry, folder / JSON_FILE)

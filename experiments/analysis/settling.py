@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.analysis.groups import Group
+from experiments.analysis.measures import FINISHED
+from experiments.analysis.runs import Run
 from experiments.analysis.statistics import MEDIAN_SEEDS, Interval, share_interval, t_quantile
 
 # Nobody will run more; a centre this near to an edge is as good as on it.
@@ -121,13 +123,27 @@ def seconds_of_a_seed(groups: Sequence[Group]) -> float | None:
 
 
 def seconds_of_a_run(group: Group) -> float | None:
-    """Mean training seconds of the runs that ended; None if there are none."""
+    """Mean training seconds of one run; one that is not over counts as long as it will be.
+
+    Args:
+        group: the seeds of one contestant.
+
+    Returns:
+        None where no run has trained an epoch.
+    """
     seconds = [
-        float((run.epochs or run.steps)[-1]["train_time_s"])
-        for run in group.ended
-        if run.epochs or run.steps
+        float(run.epochs[-1]["train_time_s"]) * _epochs_left_over(run)
+        for run in group.runs
+        if run.epochs
     ]
     return math.fsum(seconds) / len(seconds) if seconds else None
+
+
+def _epochs_left_over(run: Run) -> float:
+    """All epochs of a run over those that it has trained; 1 where it is over."""
+    if run.status in FINISHED:
+        return 1.0
+    return float(run.config["train"]["epochs"]) / float(run.epochs[-1]["epoch"])
 
 
 def _distance(effect: Effect, zone: Interval) -> float:

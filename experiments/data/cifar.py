@@ -8,6 +8,8 @@ In the folder `dataset.root`:
 - torchvision's: `cifar-10-batches-py` or `cifar-100-python` (or `root` is that folder), which
   `dataset.download` fetches.
 
+`dataset.synthetic` generates images of the same shape instead, for tests and smoke runs.
+
 The images are checked (counts, classes, sizes) and put into one order that depends on their pixels
 alone, so that a run does not depend on the layout or row order of the copy at hand.
 """
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.data import decoded_cache, parquet
+from experiments.data import decoded_cache, parquet, synthetic
 from experiments.data.batches import ImageSet, RawData
 from experiments.data.settings import CifarSettings
 from experiments.errors import UserError
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "test")
 PIXEL_MAX = 255
+SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,9 @@ def load(settings: CifarSettings) -> RawData:
         UserError: the data set is absent, incomplete, corrupt or another one.
     """
     version = VERSIONS[settings.name]
-    root = Path(settings.root).expanduser()
-    files = parquet.find_splits(root, version.name)
-    torchvision_root = _torchvision_root(root, version)
-    if files is None and torchvision_root is None:
-        if not settings.download:
-            raise UserError(_not_found(root, version))
-        torchvision_root = root
+    if settings.synthetic:
+        return _generated(settings, version)
+    files, torchvision_root = find(settings)
     if files is not None:
         cache_dir = decoded_cache.folder(settings.cache_dir)
         sets = {name: _from_parquet(files[name], name, version, cache_dir) for name in SPLITS}
@@ -112,6 +111,26 @@ def load(settings: CifarSettings) -> RawData:
     )
 
 
+def find(settings: CifarSettings) -> tuple[dict[str, list[Path]] | None, Path | None]:
+    """Look for the data set, without reading it.
+
+    Returns:
+        Parquet files by split, or the folder that torchvision wants to be told; one of the two.
+
+    Raises:
+        UserError: there is neither, and nothing may be downloaded.
+    """
+    version = VERSIONS[settings.name]
+    root = Path(settings.root).expanduser()
+    files = parquet.find_splits(root, version.name)
+    if files is not None:
+        return files, None
+    torchvision_root = _torchvision_root(root, version)
+    if torchvision_root is None and not settings.download:
+        raise UserError(_not_found(root, version))
+    return None, torchvision_root or root
+
+
 def _not_found(root: Path, version: CifarVersion) -> str:
     state = "has no such files" if root.is_dir() else "does not exist"
     return (
@@ -121,6 +140,25 @@ def _not_found(root: Path, version: CifarVersion) -> str:
         f"MLBFGS_DATA to the folder that holds {version.name}/, or fetch it with "
         "dataset.download=true"
     )
+
+
+def _generated(settings: CifarSettings, version: CifarVersion) -> RawData:
+    """Striped images of the classes (`synthetic.picture`), the same for every seed.
+
+    Raises:
+        UserError: the settings do not say how many.
+    """
+    if settings.train_limit is None or settings.test_limit is None:
+        raise UserError(
+            "dataset.synthetic=true: set dataset.train_limit and dataset.test_limit to the numbers "
+            "of images to generate"
+        )
+    counts = (settings.train_limit + (settings.holdout or 0), settings.test_limit)
+    train, test = (
+        ImageSet(*synthetic.small_pictures(split, version.num_classes, count, side=SIDE))
+        for split, count in zip(SPLITS, counts, strict=True)
+    )
+    return RawData(train=train, test=test, num_classes=version.num_classes, pixel_max=PIXEL_MAX)
 
 
 def _from_parquet(

@@ -56,11 +56,13 @@ class CifarSettings(InputSettings):
 
     Attributes:
         root: the folder that holds the data set, in one of the layouts of `cifar.py`.
+        synthetic: generate `train_limit` and `test_limit` images instead of reading the data set.
         download: fetch the data set into `root` (torchvision's layout) where it is absent.
         cache_dir: where decoded images are kept; null for the user's cache folder.
     """
 
     root: str
+    synthetic: bool = False
     download: bool = False
     cache_dir: str | None = None
 

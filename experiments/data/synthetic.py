@@ -1,4 +1,4 @@
-"""A small tree of generated JPEGs in ImageNet's folder layout, for tests and smoke runs.
+"""Generated images for tests and smoke runs: a tree of JPEGs in ImageNet's layout, or arrays.
 
     root/train/n00000003/n00000003_12.JPEG
     root/val/n00000003/ILSVRC2012_val_00000007.JPEG
@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from experiments.data import decoded_cache
@@ -97,22 +98,49 @@ def _make_split(folder: Path, split: str, num_classes: int, count: int) -> None:
         image.save(path, "JPEG", quality=JPEG_QUALITY)
 
 
-def picture(split: str, label: int, number: int) -> Pixels:
+def small_pictures(
+    split: str, num_classes: int, count: int, *, side: int
+) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Square images of all classes in turn, for data sets that are held in memory.
+
+    Args:
+        split: `train` or `test`.
+        num_classes: classes.
+        count: images.
+        side: height and width, pixels.
+
+    Returns:
+        (count, 3, side, side) uint8, and their labels.
+    """
+    labels = np.arange(count, dtype=np.int64) % num_classes
+    images = np.stack(
+        [
+            picture(split, int(label), number, (side, side)).transpose(2, 0, 1)
+            for number, label in enumerate(labels)
+        ]
+    )
+    return images, labels
+
+
+def picture(split: str, label: int, number: int, size: tuple[int, int] | None = None) -> Pixels:
     """One image: stripes in the class's colour and direction, with noise.
 
     Args:
         split: `train` or `val`.
         label: the class.
         number: of the image in its split.
+        size: height and width, pixels; None: drawn within `SIDES`.
 
     Returns:
-        (h, w, 3) uint8, sides within `SIDES`.
+        (h, w, 3) uint8.
     """
     of_class = np.random.default_rng([label, 0])
     colour = of_class.uniform(40, 215, 3)
     angle, wavelength = of_class.uniform(0, math.pi), of_class.uniform(6, 20)
     of_image = np.random.default_rng([label, 1 if split == "train" else 2, number])
     height, width = of_image.integers(SIDES[0], SIDES[1], 2, endpoint=True)
+    if size is not None:
+        height, width = size
     y, x = np.mgrid[:height, :width]
     phase = of_image.uniform(0, 2 * math.pi)
     along = x * math.cos(angle) + y * math.sin(angle)

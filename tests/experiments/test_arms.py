@@ -147,7 +147,7 @@ def test_campaign_takes_every_arm_or_those_named(
     waiting = {"sgd_replay"}  # planned once the run that it replays is there
     for arm in set(arms("controls")) - waiting:
         assert f"arm={arm} scale=smoke" in said
-    assert said.count("  waiting  ") == len(waiting)
+    assert said.count("  waiting: ") == len(waiting)
     assert reproduce([*line, "--optimizers", "sgd", "--arms", "mlbfgs"]) == 0
     said = capfd.readouterr().out
     assert "2 runs" in said and "optimizer=sgd" in said and "arm=mlbfgs scale" in said

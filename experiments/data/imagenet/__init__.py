@@ -16,7 +16,7 @@ from experiments.data.imagenet.loader import StreamedData
 from experiments.data.imagenet.settings import ImageNetSettings
 from experiments.data.part import WHOLE, Part
 
-__all__ = ["ImageNetSettings", "StreamedData", "build"]
+__all__ = ["ImageNetSettings", "StreamedData", "build", "find_splits"]
 
 
 def build(

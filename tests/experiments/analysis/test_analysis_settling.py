@@ -64,10 +64,12 @@ def test_it_says_when_more_seeds_are_no_answer(given, zone, seeds, reason):
 
 def test_a_seed_costs_one_run_of_every_contestant(tmp_path):
     runs = [FakeRun("sgd", seed=s, seconds_per_epoch=10.0 + s) for s in (0, 1)]
-    runs += [FakeRun("adam", seed=0, seconds_per_epoch=20.0)]
+    runs += [FakeRun("adam", seed=0, status="diverged", seconds_per_epoch=20.0)]
     runs += [FakeRun("kfac", seed=0, status="running")]
+    runs += [FakeRun("slimqn", seed=0, status="crashed", top1=(), loss=())]
     (results,) = group_runs(load_runs(write_runs(tmp_path, *runs), "toy"))
     groups = {group.contestant: group for group in results.groups}
-    # Three epochs: (30 + 33) / 2 and 60.
+    # Three epochs: (30 + 33) / 2 and 60. Of 30 epochs KFAC has trained three.
     assert seconds_of_a_seed([groups["sgd"], groups["adam"]]) == pytest.approx(91.5)
-    assert seconds_of_a_seed([groups["sgd"], groups["kfac"]]) is None
+    assert seconds_of_a_seed([groups["kfac"]]) == pytest.approx(300.0)
+    assert seconds_of_a_seed([groups["sgd"], groups["slimqn"]]) is None
