@@ -4,15 +4,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Of the commands reproduce-...: runs side by side, and where runs/ and summary/ are.
-JOBS := 1
-RESULTS := results
+# Of the commands reproduce-...: the size; runs side by side; ranks of each run (auto: all GPUs found);
+# where runs/ and summary/ are; DRY=1 prints the plan and the commands.
+SCALE = full
+JOBS = $(if $(filter smoke,$(SCALE)),2,1)
+RANKS = $(if $(filter full,$(SCALE)),auto)
+RESULTS = $(if $(filter smoke,$(SCALE)),results/smoke,results)
+DRY :=
+EXPERIMENTS := $(notdir $(basename $(wildcard configs/experiment/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed reproduce-controls reproduce-released reproduce-deviations reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet report report-diff notebooks documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all doctor bench-data prepare-imagenet claims predictions report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
+	@printf "  make %-21s %s\n" "reproduce-<experiment>" "one experiment (SCALE=full, JOBS=1, RANKS=, DRY=): $(EXPERIMENTS)"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
@@ -52,10 +58,6 @@ bench: bench-optimizer bench-cost bench-distributed ## all benchmarks
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
 
-reproduce-controls: SCALE = reduced
-reproduce-controls: $(STAMP) ## curvature or step length? mL-BFGS against controls without curvature (SCALE=reduced, JOBS=1)
-	$(BIN)/python -m experiments.reproduce controls --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
-
 bench-cost: $(STAMP) ## what one step of every optimizer costs beside a forward and backward pass (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_cost
 
@@ -64,14 +66,6 @@ bench-step-cost: $(STAMP) ## one step of each optimizer on ResNet-50 at 224 px, 
 
 bench-distributed: $(STAMP) ## what each rank keeps and what ranks tell each other, at 1, 2 and 4 ranks (about 5 minutes)
 	$(BIN)/python -m experiments.benchmarks.distributed
-
-reproduce-released: SCALE = reduced
-reproduce-released: $(STAMP) ## the released code's departures, switched on and off one at a time (SCALE=reduced, JOBS=1)
-	$(BIN)/python -m experiments.reproduce released --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
-
-reproduce-deviations: SCALE = reduced
-reproduce-deviations: $(STAMP) ## what our reading of an unclear place changes, one at a time (SCALE=reduced, JOBS=1)
-	$(BIN)/python -m experiments.reproduce deviations --scale $(SCALE) --jobs $(JOBS) --results-dir $(RESULTS)
 
 doctor: $(STAMP) ## what this machine has and what a run needs (ARGS="experiment=cifar10_resnet18")
 	$(BIN)/python -m experiments.doctor $(ARGS)
@@ -92,35 +86,37 @@ bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a 
 	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \
 	  > results/benchmarks/plan_resnet50_sharded.txt
 
-# The papers' tables and figures: on all GPUs found, resumed when typed again. SCALE=smoke takes minutes
-# on a CPU; DRY=1 prints the plan and the commands.
-PAPERS := reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit
-$(PAPERS): SCALE = full
-RANKS := auto
-DRY :=
-reproduce = $(BIN)/python -m experiments.reproduce $(1) --scale $(SCALE) --jobs $(JOBS) --ranks $(RANKS) --results-dir $(RESULTS) $(if $(DRY),--plan)
+# The papers' tables and figures, resumed when typed again. At full scale a run trains on all GPUs found.
+reproduce = $(BIN)/python -m experiments.reproduce $(1) --scale $(SCALE) --jobs $(JOBS) \
+	$(if $(RANKS),--ranks $(RANKS)) --results-dir $(RESULTS) $(if $(DRY),--plan)
 
-reproduce-imagenet-r50: $(STAMP) ## ResNet-50 on ImageNet: mL-BFGS paper, Table 4 and Figure 4; SLIM-QN paper, Figure 2 (SCALE=full, DRY=)
-	$(call reproduce,imagenet_resnet50)
-	$(call reproduce,imagenet_resnet50_slimqn)
+# Ours: questions of mechanism, asked at the size of a CPU.
+reproduce-controls reproduce-released reproduce-deviations: SCALE = reduced
+$(EXPERIMENTS:%=reproduce-%): reproduce-%: $(STAMP)
+	$(call reproduce,$*)
 
-reproduce-imagenet-vit: $(STAMP) ## ViT on ImageNet: SLIM-QN paper, Figure 3 (SCALE=full, DRY=)
-	$(call reproduce,imagenet_vit)
+reproduce-imagenet-r50: $(STAMP) ## ResNet-50 on ImageNet: mL-BFGS paper, Table 4 and Figure 4; SLIM-QN paper, Figure 2
+	$(call reproduce,imagenet_resnet50 imagenet_resnet50_slimqn)
 
-reproduce-cifar10-r18: $(STAMP) ## ResNet-18 on CIFAR-10: mL-BFGS paper, Table 3; SLIM-QN paper, Figure 5 (SCALE=full, DRY=)
-	$(call reproduce,cifar10_resnet18)
-	$(call reproduce,cifar10_resnet18_slimqn)
+reproduce-imagenet-vit: reproduce-imagenet_vit ## ViT on ImageNet: SLIM-QN paper, Figure 3
 
-reproduce-cifar100-r18: $(STAMP) ## ResNet-18 on CIFAR-100: mL-BFGS paper, Table 3 (SCALE=full, DRY=)
-	$(call reproduce,cifar100_resnet18)
+reproduce-cifar10-r18: $(STAMP) ## ResNet-18 on CIFAR-10: mL-BFGS paper, Table 3; SLIM-QN paper, Figure 5
+	$(call reproduce,cifar10_resnet18 cifar10_resnet18_slimqn)
 
-reproduce-cifar100-deit: $(STAMP) ## DeiT-Tiny on CIFAR-100: mL-BFGS paper, Table 3 (SCALE=full, DRY=)
-	$(call reproduce,cifar100_deit_tiny)
+reproduce-cifar100-r18: reproduce-cifar100_resnet18 ## ResNet-18 on CIFAR-100: mL-BFGS paper, Table 3
 
-reproduce-cifar10-vit: $(STAMP) ## ViT on CIFAR-10: SLIM-QN paper, Figure 6 (SCALE=full, DRY=)
-	$(call reproduce,cifar10_vit)
+reproduce-cifar100-deit: reproduce-cifar100_deit_tiny ## DeiT-Tiny on CIFAR-100: mL-BFGS paper, Table 3
 
-reproduce-all: $(PAPERS) ## all of these, one after the other
+reproduce-cifar10-vit: reproduce-cifar10_vit ## ViT on CIFAR-10: SLIM-QN paper, Figure 6
+
+reproduce-all: $(STAMP) ## every claim that needs training, and the page over all claims (SCALE=smoke: on generated data)
+	$(call reproduce,all)
+
+claims: $(STAMP) ## judge every claim by the runs in RESULTS: summary/README.md and summary/claims.json
+	$(BIN)/python -m experiments.analysis $(RESULTS) --all
+
+predictions: $(STAMP) ## count the runs that claims need: results/predictions.json (2 minutes)
+	$(BIN)/python -m experiments.predictions
 
 report: $(STAMP) ## results/report/index.html, a static tree of pages, from the committed results alone (half a minute)
 	$(BIN)/python -m experiments.analysis.documents --check

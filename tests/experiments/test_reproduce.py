@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from experiments.analysis.claims import load_claims
+from experiments.campaign import Campaign
 from experiments.contestants import optimizers_with_recipe
 from experiments.outcome import Outcome
 from experiments.progress import Progress
 from experiments.reproduce import main
-from experiments.run_directory import RunStatus, read_status
+from experiments.run_directory import RunDirectory, RunStatus, is_locked, read_status
 from experiments.spec import RunSpec
+from experiments.states import state_of
 from tests.experiments.run_configs import run_spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +49,8 @@ def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> Non
         ("digits_mlp --seeds -1", "--seeds '-1'"),
         ("digits_mlp --scale huge", "scale=huge does not exist"),
         ("digits_mlp --jobs 0", "--jobs 0"),
+        ("M-T3 --optimizers sgd", "--optimizers belongs to one experiment"),
+        ("digits_mlp controls --arms mlbfgs", "--arms belongs to one experiment"),
         ("digits_mlp --ranks two", "--ranks 'two' must be auto or a number of at least 1"),
         ("digits_mlp --ranks 0", "--ranks '0'"),
         ("digits_mlp --ranks 2 --jobs 2", "--jobs 2 with --ranks 2: use --jobs 1 or --ranks 1"),
@@ -93,7 +98,8 @@ def test_campaign_runs_judges_and_does_nothing_twice(
 
 
 @pytest.mark.slow
-def test_campaign_survives_being_killed_and_a_diverging_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("victims", ["runner", "runner and pool"])
+def test_campaign_survives_being_killed_and_a_diverging_run(tmp_path: Path, victims: str) -> None:
     command = [sys.executable, "-m", "experiments.reproduce", "digits_mlp", "optimizer.lr=1e6"]
     command += ["--optimizers", "adam,sgd", "--seeds", "0", "--results-dir", str(tmp_path)]
     command += ["train.epochs=60"]
@@ -104,16 +110,26 @@ def test_campaign_survives_being_killed_and_a_diverging_run(tmp_path: Path) -> N
         while not list(tmp_path.glob("runs/digits_mlp/adam/*/checkpoints/*.pt")):
             assert time.monotonic() < deadline and first.poll() is None
             time.sleep(0.05)
+        (directory,) = tmp_path.glob("runs/digits_mlp/adam/*")
+        worker = int((directory / "lock").read_text())
     finally:
         first.send_signal(signal.SIGKILL)
         first.wait()
-    # The worker ends with its parent, within moments, and its lock goes with it.
-    time.sleep(2)
+    if victims == "runner and pool":
+        os.kill(worker, signal.SIGKILL)
+    # A worker ends with its parent, within moments, and its lock goes with it.
+    deadline = time.monotonic() + 30
+    while is_locked(directory):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert state_of(directory).name == "interrupted"
     again = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert again.returncode == 0, again.stderr
     assert "sgd seed 0 diverged" in again.stdout
+    meta = json.loads((directory / "meta.json").read_text())
+    assert meta["resumes"][0]["step"] > 0  # from a checkpoint, not from the start
     statuses = {}
     for directory in tmp_path.glob("runs/*/*/*"):
         status = read_status(directory)
@@ -191,3 +207,77 @@ def test_smoke_of_imagenet_trains_on_generated_images_and_does_nothing_twice(
     assert main(arguments) == 0
     assert "1 runs, 1 finished, 0 to run" in capfd.readouterr().out
     assert meta.stat().st_mtime_ns == written
+
+
+def test_claim_is_planned_with_its_contestants_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["S-F5-late", "M-L1", "--scale", "smoke", "--seeds", "0,4", "--results-dir"]
+    assert main([*line, str(tmp_path), "--plan"]) == 0
+    said = capfd.readouterr().out
+    assert "cifar10_resnet18_slimqn, scale smoke" in said and "4 runs, 0 finished" in said
+    assert said.count("experiments.train") == 4 and "seed=4" in said
+    assert "training left: " in said and "predicted for one GPU of 8 x A100" in said
+    assert "settled by: make theory" in said
+
+
+def test_missing_data_of_one_experiment_do_not_keep_the_others_from_running(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLBFGS_DATA", str(tmp_path / "nowhere"))
+    line = ["cifar100_resnet18", "digits_mlp", "--seeds", "0", "train.epochs=2"]
+    assert main([*line, "--results-dir", str(tmp_path), "--jobs", "2"]) == 3
+    said = capfd.readouterr()
+    assert said.err.startswith("data missing for cifar100_resnet18 (rows M-T3, M-F3, M-F8")
+    assert "cifar100 was not found: dataset.root = " in said.err and "train.parquet" in said.err
+    assert len(list(tmp_path.glob("runs/digits_mlp/*/*/status.json"))) == 6
+    assert not (tmp_path / "runs" / "cifar100_resnet18").exists()
+    page = (tmp_path / "summary" / "README.md").read_text()
+    assert "| `M-T3-cifar100-resnet18-sgd` |" in page
+    assert main(["cifar100_resnet18", "--seeds", "0", "--results-dir", str(tmp_path)]) == 2
+    assert capfd.readouterr().err.startswith("error: cifar100 was not found")
+
+
+def test_runs_of_another_process_are_left_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = ["digits_mlp", "--optimizers", "sgd", "--seeds", "0", "--scale", "smoke"]
+    line += ["--results-dir", str(tmp_path)]
+    campaign = Campaign("digits_mlp", ("sgd",), (), (0,), "smoke", tmp_path)
+    (spec,) = campaign.compose().specs
+    with RunDirectory.open(spec) as directory:
+        directory.write_status(RunStatus("running", epoch=1))
+        assert main([*line, "--status"]) == 0
+        assert "sgd  running 1/2" in capfd.readouterr().out
+        assert main(line) == 3
+        assert "1 runs are queued, or another process trains them" in capfd.readouterr().err
+        directory.write_status(RunStatus("crashed", message="it broke"))
+    assert main([*line, "--missing-only"]) == 1
+    assert "it broke (1 of 1 runs)" in capfd.readouterr().err
+    assert main([*line, "--retry-failed"]) == 0
+    status = read_status(spec.directory)
+    assert status is not None and status.status == "done"
+
+
+@pytest.mark.slow
+def test_two_rows_are_reproduced_at_smoke_scale_on_generated_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLBFGS_DATA", str(tmp_path / "nowhere"))
+    line = ["S-F5", "M-T3-cifar100-deit-tiny-sgd", "--scale", "smoke", "--seeds", "0,1"]
+    assert main([*line, "--results-dir", str(tmp_path), "--jobs", "2"]) == 0
+    said = capfd.readouterr().out
+    assert "S-F5-speed" in said and "M-T3-cifar100-resnet18-sgd" not in said
+    entries = json.loads((tmp_path / "summary" / "claims.json").read_text())
+    judged = {
+        entry["id"]: judgement
+        for entry in entries
+        for judgement in entry["judgements"]
+        if judgement["scale"] == "smoke"
+    }
+    assert {"S-F5-speed", "S-F5-late", "S-F5-loss"} <= set(judged)
+    for name in ("S-F5-late", "S-F5-loss"):
+        assert judged[name]["n"] == 2 and judged[name]["paired"]
+        assert judged[name]["outcome"] in ("reproduced", "not reproduced", "inconclusive")
+        assert judged[name]["verdict"].endswith("at smoke scale")
+    assert len(entries) == len(load_claims())
