@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from experiments.campaign import Campaign, Plan
 from experiments.outcome import Outcome
@@ -15,6 +16,9 @@ def judge(
     plans: Sequence[Plan],
     outcomes: Sequence[Outcome],
     selection: Selection,
+    *,
+    results_dir: Path,
+    scale: str,
 ) -> int:
     """Judge what there is, print it, and turn the outcomes into an exit code.
 
@@ -23,6 +27,8 @@ def judge(
         plans: their runs.
         outcomes: what became of those that this command is about.
         selection: what was asked for.
+        results_dir: where `runs/` and `summary/` are.
+        scale: of the runs.
 
     Returns:
         0, 1 if a run crashed, 2 if one could not start or waits for another.
@@ -33,8 +39,8 @@ def judge(
         judged = any(spec.directory in ended for spec in plan.specs)
         if judged and campaign.experiment in selection.whole:
             _summarise(campaign, plan, alone=len(campaigns) == 1)
-    if selection.claims and campaigns:
-        _judge_claims(campaigns[0], selection)
+    if selection.claims:
+        _judge_claims(selection, results_dir, scale)
     waiting = [line for plan in plans for _, _, line in plan.waiting]
     return _exit_code(outcomes, waiting)
 
@@ -60,22 +66,27 @@ def _summarise(campaign: Campaign, plan: Plan, *, alone: bool) -> None:
         print(f"{campaign.experiment}: {counts}; {campaign.summary_dir / 'summary.md'}", flush=True)
 
 
-def _judge_claims(campaign: Campaign, selection: Selection) -> None:
+def _judge_claims(selection: Selection, results_dir: Path, scale: str) -> None:
     """The page over all claims; the verdicts on the terminal where claims were asked for."""
     from experiments.analysis.registry import judge_registry
     from experiments.analysis.registry_page import write_page
     from experiments.analysis.tables import comparison_table
 
-    registry = judge_registry(campaign.results_dir)
+    registry = judge_registry(results_dir)
     if not selection.whole:
-        asked = {claim.id for claim in selection.claims if claim.kind != "theory"}
+        asked = {claim.id for claim in selection.claims}
         verdicts = [
             judgement.verdict
             for entry in registry.entries
             for judgement in entry.judgements
-            if entry.claim.id in asked and judgement.verdict.scale == campaign.scale
+            if entry.claim.id in asked
         ]
-        print(f"\n{comparison_table(verdicts, f'{campaign.scale} scale').terminal()}")
+        trained = [v for v in verdicts if v.claim.kind != "theory" and v.scale == scale]
+        if trained:
+            print(f"\n{comparison_table(trained, f'{scale} scale').terminal()}")
+        for verdict in verdicts:
+            if verdict.claim.kind == "theory":
+                print(f"{verdict.claim.id}: {verdict}")
     for path in write_page(registry):
         print(path)
 

@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
 from experiments.analysis.costs import PREDICTIONS, Work
-from experiments.analysis.runs import SCALES
 from experiments.atomic import write_atomically
 from experiments.composition import compose_config
-from experiments.cost_plan import predict
+from experiments.cost_plan import CostPlan, predict
 from experiments.errors import UserError
 from experiments.outlook import count_cost
 from experiments.plan import read_hardware
@@ -30,20 +31,25 @@ from experiments.selection import select
 from experiments.spec import RunSpec
 
 MACHINE = "8 x A100 80 GB SXM"
+# A smoke run takes seconds anywhere: nobody asks what it would take.
+PREDICTED_SCALES = ("full", "reduced")
+# Settings that change neither sizes nor FLOPs, so that runs which differ in them are counted once.
+_WITHOUT_COST = ("lr", "weight_decay")
 
 
-def count(spec: RunSpec) -> Work:
+def count(spec: RunSpec, counted: dict[str, CostPlan]) -> Work:
     """The work of one run on one GPU of `MACHINE`.
 
     Args:
         spec: the run.
+        counted: what was counted before, by what decides it; added to.
 
     Raises:
         UserError: the network or the optimizer cannot be built.
     """
     machines, assumed = read_hardware()
     machine = next(machine for machine in machines if machine.name == MACHINE)
-    cost = count_cost(spec, ranks=1)
+    cost = _cost(spec, counted)
     epochs = int(spec.config.train.epochs)
     steps = epochs * cost.steps_per_epoch
     seconds = epochs * predict(cost, machine, assumed).epoch_s
@@ -51,21 +57,22 @@ def count(spec: RunSpec) -> Work:
 
 
 def count_all(claims_path: Path = DEFAULT_CLAIMS) -> dict[str, object]:
-    """The content of `predictions.json`: all contestants of all claims, at every scale.
+    """The content of `predictions.json`: all contestants of all claims, but for smoke runs.
 
     Raises:
         UserError: a run cannot be composed or counted.
     """
     runs: dict[str, dict[str, dict[str, object]]] = {}
+    counted: dict[str, CostPlan] = {}
     for each in select((), load_claims(claims_path)).contestants:
         scales = runs.setdefault(each.experiment, {})
-        for scale in SCALES:
+        for scale in PREDICTED_SCALES:
             found = scales.setdefault(scale, {})
             choices = [f"optimizer={name}" for name in each.optimizers]
             choices += [f"arm={name}" for name in each.arms]
             for choice in choices:
                 spec = _spec(each.experiment, choice, scale)
-                found[spec.contestant] = asdict(count(spec))
+                found[spec.contestant] = asdict(count(spec, counted))
     return {"machine": f"one GPU of {MACHINE}", "runs": runs}
 
 
@@ -86,6 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     print(path)
     return 0
+
+
+def _cost(spec: RunSpec, counted: dict[str, CostPlan]) -> CostPlan:
+    config = spec.config
+    optimizer = {k: v for k, v in config.optimizer.items() if k not in _WITHOUT_COST}
+    decisive = [OmegaConf.to_container(node) for node in (config.dataset, config.model)]
+    sizes = [config.train.batch_size, config.train.get("micro_batch")]
+    key = json.dumps([*decisive, optimizer, *sizes], default=str)
+    if key not in counted:
+        counted[key] = count_cost(spec, ranks=1)
+    return counted[key]
 
 
 def _spec(experiment: str, choice: str, scale: str) -> RunSpec:

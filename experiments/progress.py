@@ -42,6 +42,7 @@ class Progress:
     ):
         self._specs = {spec.directory: spec for spec in specs}
         self._epochs_at_start = {path: _epoch(path) for path in self._specs}
+        self._several = len({spec.experiment for spec in specs}) > 1
         self._ended: dict[Path, Outcome] = {}
         self._finished_before = finished_before
         self._stream = sys.stdout if stream is None else stream
@@ -83,7 +84,7 @@ class Progress:
             self._stream.write(_CLEAR_LINE)
         note = f": {outcome.message}" if outcome.message else ""
         self._line(
-            f"[{self._ended_count}/{self._total}] {_name(self._specs[outcome.directory])} "
+            f"[{self._ended_count}/{self._total}] {self._name(self._specs[outcome.directory])} "
             f"{outcome.status}{note}{self._time_left()}"
         )
 
@@ -93,7 +94,11 @@ class Progress:
 
     def _position(self, path: Path) -> str:
         spec = self._specs[path]
-        return f"{_name(spec)} epoch {_epoch(path)}/{spec.config.train.epochs}"
+        return f"{self._name(spec)} epoch {_epoch(path)}/{spec.config.train.epochs}"
+
+    def _name(self, spec: RunSpec) -> str:
+        experiment = f"{spec.experiment} " if self._several else ""
+        return f"{experiment}{spec.contestant} seed {spec.seed}"
 
     def _line(self, text: str) -> None:
         self._stream.write(f"{text}\n")
@@ -124,7 +129,3 @@ def _epoch(path: Path) -> int:
         # A display does not end a campaign; the run itself will say that its status is corrupt.
         return 0
     return 0 if status is None else status.epoch
-
-
-def _name(spec: RunSpec) -> str:
-    return f"{spec.contestant} seed {spec.seed}"

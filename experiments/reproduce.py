@@ -128,7 +128,14 @@ def _run(command: Command, plans: Sequence[Plan]) -> int:
     if len(standings) > 1:
         print(totals(standings), flush=True)
     made = _make(command, ready)
-    code = judge([each.campaign for each in ready], made.plans, made.outcomes, command.selection)
+    code = judge(
+        [each.campaign for each in ready],
+        made.plans,
+        made.outcomes,
+        command.selection,
+        results_dir=command.options.results_dir,
+        scale=command.options.scale,
+    )
     for line in _elsewhere(command.selection):
         print(line)
     lines = [_data_line(command, name, error) for name, error in missing.items()]

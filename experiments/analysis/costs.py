@@ -1,9 +1,9 @@
 """What runs that do not exist would cost: from runs that do, or from a prediction.
 
 `results/predictions.json` (`python -m experiments.predictions`) holds, for every contestant that a
-claim names and every scale, the FLOPs of a run and the seconds that they would take on a machine
-whose speed is published. Where runs of the same experiment and scale have been timed, the seconds
-are theirs: of the contestant itself, or of the others, scaled by FLOPs.
+claim names, at full and reduced scale, the FLOPs of a run and the seconds that they would take on a
+machine whose speed is published. Where runs of the same experiment and scale have been timed, the
+seconds are theirs: of the contestant itself, or of the others, scaled by FLOPs.
 """
 
 from __future__ import annotations

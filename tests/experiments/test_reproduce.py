@@ -281,3 +281,14 @@ def test_two_rows_are_reproduced_at_smoke_scale_on_generated_data(
         assert judged[name]["outcome"] in ("reproduced", "not reproduced", "inconclusive")
         assert judged[name]["verdict"].endswith("at smoke scale")
     assert len(entries) == len(load_claims())
+
+
+def test_claims_of_theory_are_judged_without_a_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["M-L1", "--results-dir", str(tmp_path)]) == 0
+    said = capfd.readouterr().out
+    for claim in load_claims():
+        assert (f"{claim.id}: " in said) == (claim.row == "M-L1")
+    assert "settled by: make theory" in said
+    assert (tmp_path / "summary" / "README.md").is_file() and not (tmp_path / "runs").exists()

@@ -158,3 +158,27 @@ def test_six_seeds_that_agree_are_the_fewest_that_settle_a_share():
     assert share_interval(0, 6).high < 0.5 < share_interval(0, 5).high
     with pytest.raises(ValueError, match="4 of 3 seeds"):
         share_interval(4, 3)
+
+
+def test_from_six_seeds_on_a_miss_leaves_the_interval_of_the_median():
+    # Two-fold, five times; missed once: the smallest and largest of six hold the median with
+    # probability 1 - 2 / 2**6 = 0.969.
+    subject = {seed: 200.0 for seed in range(5)} | {5: math.inf}
+    reference = {seed: 100.0 for seed in range(6)}
+    slower = compare(subject, reference, logarithmic=True)
+    assert slower.centre == pytest.approx(2.0) and slower.missed == 1
+    assert slower.interval.low == pytest.approx(2.0) and slower.interval.high == math.inf
+    assert slower.reason == "1 of 6 missed: the median and its interval"
+    faster = compare(reference, subject, logarithmic=True)
+    assert (faster.interval.low, faster.interval.high) == pytest.approx((0.0, 0.5))
+
+
+def test_pair_that_missed_on_both_sides_may_be_any_ratio():
+    both = {seed: 100.0 for seed in range(5)} | {5: math.inf}
+    other = {seed: 200.0 + seed for seed in range(5)} | {5: math.inf}
+    unknown = compare(both, other, logarithmic=True)
+    assert (unknown.interval.low, unknown.interval.high) == (0.0, math.inf)
+    nine = {seed: 100.0 for seed in range(8)} | {8: math.inf}
+    twice = {seed: 200.0 for seed in range(8)} | {8: math.inf}
+    # Of nine the second smallest and largest: one unknown pair does not reach them.
+    assert compare(nine, twice, logarithmic=True).interval.high == pytest.approx(0.5)

@@ -170,6 +170,38 @@ def test_some_misses_are_inconclusive_and_counted(tmp_path):
     assert verdict.reason == "not computable: 1 of 3 missed"
 
 
+@pytest.mark.parametrize(
+    ("missed", "outcome"), [(0, "reproduced"), (1, "inconclusive"), (5, "inconclusive")]
+)
+def test_six_seeds_judge_a_speedup_by_the_median_in_spite_of_misses(tmp_path, missed, outcome):
+    # SGD needs two epochs; mL-BFGS one, but for the runs that never get there.
+    slow = [FakeRun(seed=s, top1=(1.0, 95.0), loss=(1.0,) * 2) for s in range(6)]
+    fast = [
+        FakeRun("mlbfgs", seed=s, top1=(1.0, 1.0) if s < missed else (95.0, 95.0), loss=(1.0,) * 2)
+        for s in range(6)
+    ]
+    assert judged(tmp_path, SPEEDUP, slow, fast).outcome == outcome
+
+
+def test_reference_that_misses_makes_the_subject_faster_by_the_median(tmp_path):
+    # Two of six runs of SGD never get there: infinitely faster there, twice as fast elsewhere.
+    slow = [FakeRun(seed=s, top1=(1.0, 1.0 if s < 2 else 95.0), loss=(1.0,) * 2) for s in range(6)]
+    fast = [FakeRun("mlbfgs", seed=s, top1=(95.0, 95.0), loss=(1.0,) * 2) for s in range(6)]
+    verdict = judged(tmp_path, SPEEDUP, slow, fast)
+    assert verdict.outcome == "reproduced" and verdict.effect.missed == 2
+    assert verdict.effect.interval == Interval(pytest.approx(2.0), math.inf)
+
+
+def test_verdict_at_another_batch_size_is_not_paired(tmp_path):
+    # Seeds differ by ten points: pairs would show the half point, two samples do not.
+    theirs = runs("sgd", (80.0, 90.0, 85.0))
+    ours = runs("mlbfgs", (80.5, 90.5, 85.5), extra_config={"train": {"batch_size": 64}})
+    verdict = judged(tmp_path, ORDERING, theirs, ours)
+    assert verdict.outcome == "inconclusive" and verdict.effect.paired is False
+    assert "not paired by seed: train.batch_size differs" in verdict.reason
+    assert verdict.more is not None and verdict.more.seeds is None
+
+
 def test_subject_that_always_diverges_is_not_reproduced(tmp_path):
     lost = [FakeRun("mlbfgs", seed=s, status="diverged", top1=(), loss=()) for s in range(3)]
     assert judged(tmp_path, VALUE, lost).outcome == "not reproduced"
