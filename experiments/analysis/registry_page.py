@@ -93,7 +93,7 @@ def write_page(registry: Registry) -> tuple[Path, ...]:
 
 
 def short_page(registry: Registry) -> str:
-    """How many verdicts there are of each kind, and every claim that training has judged."""
+    """How many verdicts there are of each kind, what training has judged, what was trained."""
     blocks = [_counts(registry.entries)]
     lines = []
     for entry in registry.entries:
@@ -106,7 +106,23 @@ def short_page(registry: Registry) -> str:
     if lines:
         columns = ("claim", "scale", "paper", "ours", "verdict")
         blocks.append(_table("What training has judged", columns, lines))
-    return "\n".join(blocks)
+    return "\n".join([*blocks, _trained(registry)])
+
+
+def _trained(registry: Registry) -> str:
+    """The runs of every experiment that a claim is about; those without any last."""
+    rows: list[tuple[str, ...]] = []
+    for name, all_results in registry.results.items():
+        for results in all_results:
+            runs = [run for group in results.groups for run in group.ended]
+            seconds = sum(float(run.epochs[-1]["train_time_s"]) for run in runs if run.epochs)
+            counts = (str(len(results.groups)), str(len(runs)), quantities.duration(seconds))
+            rows.append((f"`{name}`", results.scale, *counts))
+    missing = [f"`{name}`" for name, all_results in registry.results.items() if not all_results]
+    if missing:
+        rows.append((", ".join(missing), "not run", "", "", ""))
+    columns = ("experiment", "scale", "contestants", "runs", "training")
+    return _table("What was trained, and what was not", columns, rows)
 
 
 def page(registry: Registry) -> str:

@@ -21,7 +21,7 @@ from experiments.errors import UserError
 
 CLAIMS_FILE = "summary/claims.json"
 OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run")
-JUDGE = "write it with python -m experiments.analysis <results dir> --all"
+JUDGE = "write it with make judge (python -m experiments.analysis <results dir> --all)"
 _TEXTS = (
     *("id", "row", "paper", "place", "statement"),
     *("experiment", "metric", "kind", "rule", "note"),

@@ -131,7 +131,11 @@ def test_page_has_every_claim_once_and_no_path_of_the_machine(written):
 
 def test_the_short_page_has_the_verdicts_of_training_alone(written):
     text = (written[0] / "summary" / "verdicts.md").read_text()
-    counts, judged = text.split("**What training has judged**")
+    counts, rest = text.split("**What training has judged**")
+    judged, trained = rest.split("**What was trained, and what was not**")
+    # two contestants, three seeds, two epochs of 10 s each
+    assert "| `toy` | reduced | 2 | 6 | 2 min 00 s |" in trained
+    assert "| `never` | not run |  |  |  |" in trained
     assert "| together | 5 |" in counts
     rows = [line for line in judged.splitlines() if line.startswith("| better")]
     assert len(rows) == 2  # the ordering and the speed-up at reduced scale: nothing else was run
