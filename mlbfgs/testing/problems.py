@@ -22,13 +22,28 @@ def make_params(
     shapes: Sequence[tuple[int, ...]] = SHAPES,
     *,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
     seed: int = 0,
 ) -> list[Parameter]:
-    """Normally distributed parameters: the same numbers in every dtype, up to rounding."""
+    """Normally distributed parameters: the same numbers in every dtype, up to rounding.
+
+    Args:
+        shapes: of the parameters.
+        dtype: of the parameters.
+        device: of the parameters; None is torch's default device.
+        seed: of the numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
-    values = [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
-    return [Parameter(v.to(device=device, dtype=dtype)) for v in values]
+    values = [normal(s, generator, torch.float64) for s in shapes]
+    return [Parameter(v.to(device=device or v.device, dtype=dtype)) for v in values]
+
+
+def normal(
+    shape: Sequence[int], generator: torch.Generator, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Normally distributed numbers, the same on every device; on torch's default device."""
+    values = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+    return values.to(torch.get_default_device())
 
 
 class NoisyQuadratic:
@@ -50,8 +65,9 @@ class NoisyQuadratic:
         self.targets, self.curvatures = [], []
         for p in params:
             precise = torch.float64 if p.dtype == torch.float64 else torch.float32
-            target = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            exponent = torch.rand(p.shape, generator=generator, dtype=torch.float64)
+            precise_on_cpu: Any = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+            target = torch.randn(p.shape, **precise_on_cpu)
+            exponent = torch.rand(p.shape, **precise_on_cpu)
             self.targets.append(target.to(p.device, precise))
             self.curvatures.append((0.1 * 20**exponent).to(p.device, precise))
 
@@ -60,7 +76,7 @@ class NoisyQuadratic:
         generator = torch.Generator().manual_seed(1_000_003 * (self.seed + 1) + step)
         found = []
         for p, t, h in zip(self.params, self.targets, self.curvatures, strict=True):
-            noise = torch.randn(p.shape, generator=generator).to(p.device, t.dtype)
+            noise = normal(p.shape, generator).to(p.device, t.dtype)
             found.append((h * (p.detach().to(t.dtype) - t) + self.noise * noise).to(p.dtype))
         return found
 
@@ -160,7 +176,7 @@ def small_network(seed: int = 0) -> nn.Module:
 def batch(step: int, size: int = 16) -> tuple[Tensor, Tensor]:
     """Inputs (size, 6) and labels (size,) of a step: the class is the largest of three inputs."""
     generator = torch.Generator().manual_seed(9_000_011 + step)
-    inputs = torch.randn(size, 6, generator=generator)
+    inputs = normal((size, 6), generator)
     return inputs, inputs[:, :3].argmax(1)
 
 

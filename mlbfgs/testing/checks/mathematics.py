@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mlbfgs.testing.outcome import expect
+from mlbfgs.testing.problems import normal
 from mlbfgs.testing.registry import Registry
 from mlbfgs.testing.subject import Subject
 
@@ -75,8 +76,8 @@ def rosenbrock(subject: Subject) -> None:
 def logistic_regression(subject: Subject) -> None:
     """Reaches the minimum of a regularised logistic regression."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(60, 5, generator=generator, dtype=torch.float64)
-    noise = torch.randn(60, generator=generator, dtype=torch.float64)
+    inputs = normal((60, 5), generator, torch.float64)
+    noise = normal((60,), generator, torch.float64)
     labels = (inputs @ torch.linspace(-2, 2, 5, dtype=torch.float64) + noise > 0).double()
 
     def f(w: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ from torch.nn import Parameter
 
 from mlbfgs.testing.compare import first_difference, tensors_in
 from mlbfgs.testing.outcome import expect, unless_refused
-from mlbfgs.testing.problems import NoisyQuadratic, Run, decay, is_finite, make_params, start
+from mlbfgs.testing.problems import (
+    NoisyQuadratic,
+    Run,
+    decay,
+    is_finite,
+    make_params,
+    normal,
+    start,
+)
 from mlbfgs.testing.registry import Registry
 from mlbfgs.testing.subject import Subject
 
@@ -123,7 +131,7 @@ def shared_parameter(subject: Subject) -> None:
     weight = Parameter(encoder.weight.detach().clone())
     optimizer, alone = subject.make(tied.parameters()), subject.make([weight])
     for step in range(subject.horizon):
-        inputs = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+        inputs = normal((5, 4), torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         loss: Any = tied(inputs).square().sum()
         loss.backward()
@@ -172,12 +180,12 @@ def sparse_gradients(subject: Subject) -> None:
 def complex_parameters(subject: Subject) -> None:
     """Complex parameters: trained like pairs of real ones, or refused by name."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(6, generator=generator, dtype=torch.complex64)
+    values = normal((6,), generator, torch.complex64)
     p, q = Parameter(values.clone()), Parameter(torch.view_as_real(values).clone())
     optimizer = unless_refused(lambda: subject.make([p]), "complex")
     real = subject.make([q])
     for step in range(subject.horizon):
-        g = torch.randn(6, generator=generator, dtype=torch.complex64) + p.detach()
+        g = normal((6,), generator, torch.complex64) + p.detach()
         p.grad, q.grad = g, torch.view_as_real(g).clone()
         unless_refused(optimizer.step, "complex")
         real.step()
