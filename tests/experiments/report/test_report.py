@@ -65,7 +65,7 @@ def test_every_run_is_linked_from_its_page_and_every_link_exists(results, pages)
     )
     links = set(re.findall(r'href="(\.\./runs/[^"]*)"', "".join(tables)))
     runs = {f"../{p.parent.relative_to(results)}" for p in results.glob("runs/*/*/*/meta.json")}
-    assert links == runs and len(runs) == 8
+    assert links == runs and len(runs) == 11
     for name, page in pages.items():
         for link in re.findall(r'\shref="([^"#]+)"', page):
             assert (results / "report" / link).exists(), f"{name}: {link}"
@@ -86,6 +86,9 @@ def test_numbers_of_a_table_name_the_blocks_that_list_their_runs(pages):
 def test_words_tell_contestants_apart_by_intervals_alone(pages):
     text = pages["toy.html"]
     assert "above SGD in final top-1: mL-BFGS (2.33 [1.62, 3.05] points)" in text
+    # mean 0.033, s = 0.503: half width 1.25
+    told = "not told apart from SGD in final top-1: KFAC (0.03 [−1.22, 1.28] points)"
+    assert told in text
     assert "missed test_top1 &gt;= 90: Adam (1 of 1)" in text
     assert "adam/reduced-seed0" in text and "diverged" in text
     assert "cos(d, g) 0.89 (median): a direction of its own, near the gradient" in text

@@ -9,6 +9,7 @@ import pytest
 from experiments.analysis.registry_page import write_registry
 from experiments.report.site import build
 from tests.browser import Browser, chromium
+from tests.experiments.report.report_toys import write_results
 
 ROOT = Path(__file__).resolve().parents[3]
 pytestmark = [
@@ -157,6 +158,25 @@ def test_the_switches_of_the_curves_work(browser, report):
     page.click('.legend input[value="g0"]')
     assert visible(page, "svg .g0") == 0 and visible(page, ".training .g1") == 3
     assert visible(page, ".training .seed") < seeds
+    assert page.errors == []
+    page.close()
+
+
+def test_a_figure_of_the_configs_chooses_its_lines(browser, tmp_path):
+    folder = write_results(tmp_path)
+    build(folder, folder / "report")
+    page = browser.open(folder / "report" / "toy.html")
+    lines = "[...document.querySelectorAll('#reduced .legend label')]"
+    lines += (
+        ".filter((e) => e.querySelector('input').checked).map((e) => e.innerText.split('\\n')[0])"
+    )
+    assert len(page.evaluate(lines)) == 4
+    page.click("#reduced .subsets input", index=1)
+    assert sorted(text.strip() for text in page.evaluate(lines)) == ["SGD", "mL-BFGS"]
+    assert visible(page, "#reduced .training .cross") == 0
+    page.click("#reduced .subsets input", index=2)
+    assert [text.strip() for text in page.evaluate(lines)] == ["Adam"]
+    assert visible(page, "#reduced .training .cross") > 0  # it diverged
     assert page.errors == []
     page.close()
 

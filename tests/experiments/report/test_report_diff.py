@@ -38,7 +38,7 @@ def test_equal_sets_differ_in_nothing(pair, capsys):
     status, out = compared(pair, capsys)
     assert status == 0
     assert "claims: no differences" in out and "runs: no differences" in out
-    assert "(8 with the same numbers, seconds and memory aside)" in out
+    assert "(11 with the same numbers, seconds and memory aside)" in out
 
 
 def test_seconds_and_memory_are_no_difference(pair, capsys):
