@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.analysis.deviations import Deviation, load_ledger
-from experiments.analysis.groups import Group, Results, group_runs
+from experiments.analysis.groups import Results, group_runs
 from experiments.analysis.runs import Run, load_runs
 from experiments.errors import UserError
 from experiments.report.judged import CLAIMS_FILE, JudgedClaim, load_judged, refuse_outdated
@@ -100,11 +100,6 @@ def load_material(results_dir: Path) -> Material:
 def runs_of(results: Sequence[Results]) -> tuple[Run, ...]:
     """The runs of an experiment, in the order of its groups."""
     return tuple(run for entry in results for group in entry.groups for run in group.runs)
-
-
-def keys_of(groups: Sequence[Group]) -> tuple[str, ...]:
-    """The keys of the ended runs of groups."""
-    return tuple(run.key for group in groups for run in group.ended)
 
 
 def training_seconds(run: Run) -> float:

@@ -12,7 +12,6 @@ from markupsafe import Markup
 from experiments.analysis import quantities
 from experiments.analysis.deviations import Deviation, measured
 from experiments.analysis.groups import Group, Results, display_name
-from experiments.report.cells import Cell, HtmlTable
 from experiments.report.markdown import images_in, to_html
 from experiments.report.material import Material
 
@@ -103,15 +102,6 @@ def ledger_rows(material: Material, to_results: str) -> list[LedgerRow]:
     return [_ledger_row(row, material, to_results) for row in material.deviations]
 
 
-def source_table(documents: Sequence[Document]) -> HtmlTable:
-    """The benchmarks with the files they come from."""
-    rows = tuple(
-        (Cell(d.title, d.title.lower(), href=f"#{d.name}"), Cell(_joined(d.sources)))
-        for d in documents
-    )
-    return HtmlTable("Benchmarks", ("benchmark", "measured numbers"), rows)
-
-
 def _ledger_row(row: Deviation, material: Material, to_results: str) -> LedgerRow:
     contrast = row.effect
     if contrast is None:
@@ -145,10 +135,6 @@ def _links(
 ) -> tuple[tuple[str, str], ...]:
     places = [path.relative_to(material.results_dir).as_posix() for path in paths]
     return tuple((place, f"{to_results}/{place}") for place in places)
-
-
-def _joined(links: Sequence[tuple[str, str]]) -> Markup:
-    return Markup(", ").join(Markup('<a href="{1}">{0}</a>').format(*link) for link in links)
 
 
 def _without_title(text: str) -> tuple[str, str]:

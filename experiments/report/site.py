@@ -19,7 +19,7 @@ from experiments.report.claims_page import PAPERS, SYMBOLS, claim_rows, filters,
 from experiments.report.experiment_page import section
 from experiments.report.judged import OUTCOMES
 from experiments.report.markdown import inline
-from experiments.report.material import Material, load_material, runs_of, training_seconds
+from experiments.report.material import Material, load_material, training_seconds
 from experiments.report.other_pages import (
     Document,
     benchmark_documents,
@@ -124,10 +124,6 @@ def _summary(material: Material) -> dict[str, Any]:
         "experiments": len(material.experiments),
         "training": duration(sum(training_seconds(run) for run in runs)),
         "fingerprint": material.fingerprint(),
-        "by_experiment": {
-            name: (len(runs_of(results)), [entry.scale for entry in results])
-            for name, results in material.experiments.items()
-        },
     }
 
 
