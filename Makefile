@@ -98,6 +98,9 @@ reproduce-controls reproduce-released reproduce-deviations: SCALE = reduced
 $(EXPERIMENTS:%=reproduce-%): reproduce-%: $(STAMP)
 	$(call reproduce,$*)
 
+# On a CPU as on eight GPUs: several ranks of torchrun, which talk through gloo.
+reproduce-imagenet-r50 reproduce-imagenet-vit: RANKS = $(if $(filter smoke,$(SCALE)),2,$(if $(filter full,$(SCALE)),auto))
+reproduce-imagenet-r50 reproduce-imagenet-vit: JOBS = 1
 reproduce-imagenet-r50: $(STAMP) ## ResNet-50 on ImageNet: mL-BFGS paper, Table 4 and Figure 4; SLIM-QN paper, Figure 2
 	$(call reproduce,imagenet_resnet50 imagenet_resnet50_slimqn)
 
