@@ -364,6 +364,5 @@ class _Sum(torch.autograd.Function):
 def _lost_touch(error: Exception) -> bool:
     """Whether an error is no more than the end of another rank, seen from here."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(
-        word in text for word in ("gloo", "connection closed", "connection reset", "broken pipe")
-    )
+    signs = ("gloo", "connection closed", "connection reset", "broken pipe", "pair closure")
+    return isinstance(error, dist.DistError) or any(sign in text for sign in signs)

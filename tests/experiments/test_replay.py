@@ -172,4 +172,4 @@ def test_command_says_what_a_replay_waits_for(
     assert reproduce([*line, "--results-dir", str(tmp_path), "--plan"]) == 0
     said = capfd.readouterr().out
     assert "2 runs, 0 finished, 2 to run" in said and said.count("experiments.train") == 1
-    assert "waiting   sgd_replay seed 0 replays mlbfgs" in said
+    assert "waiting: sgd_replay seed 0 replays mlbfgs" in said

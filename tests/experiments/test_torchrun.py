@@ -112,8 +112,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("launcher", "wanted"), MISTAKES)
 def test_mistake_is_told_before_anything_is_written(
-    launcher: dict[str, Any], wanted: str, tmp_path: Path
+    launcher: dict[str, Any], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Some machines of the tests have SLURM.
+    monkeypatch.setattr(slurm.shutil, "which", lambda command: None)
     with pytest.raises(UserError, match=wanted) as raised:
         launch(run_spec(tmp_path, launch=launcher))
     assert "\n" not in str(raised.value)
