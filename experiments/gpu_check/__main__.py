@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         parts = _chosen("--parts", chosen.parts, PARTS)
+        if chosen.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda, but torch sees no GPU; --device cpu tries the rest")
         device = choose_device(chosen.device)
         with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
             scope = Scope(

@@ -18,6 +18,14 @@ from experiments.trainer import Trainer
 ROOT = Path(__file__).resolve().parents[2]
 
 SGD = {"name": "sgd", "_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
+MLBFGS = {
+    "name": "mlbfgs",
+    "_target_": "mlbfgs.MLBFGS",
+    "lr": 0.05,
+    "update_interval": 4,
+    "history_size": 3,
+    "betas": [0.9, 0.9],
+}
 MEASURED = (
     "train_time_s",
     "data_time_s",

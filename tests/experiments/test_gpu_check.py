@@ -115,6 +115,13 @@ def test_mistakes_are_told_in_one_line(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_machine_without_a_gpu_is_told_the_option_that_works(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main([]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: --device cuda, but torch sees no GPU; --device cpu tries the rest\n"
+
+
 def test_the_problems_of_the_conformance_list_follow_torchs_default_device():
     with torch.device("meta"):
         params = make_params()

@@ -29,6 +29,7 @@ from experiments.run_directory import read_status
 from experiments.synchronised_batchnorm import SynchronisedBatchNorm
 from experiments.trainer import Trainer
 from tests.experiments.run_configs import (
+    MLBFGS,
     SGD,
     assert_same_bits,
     assert_same_run,
@@ -39,14 +40,6 @@ from tests.experiments.run_configs import (
 from tests.gloo import run_ranks
 
 CPU = torch.device("cpu")
-MLBFGS = {
-    "name": "mlbfgs",
-    "_target_": "mlbfgs.MLBFGS",
-    "lr": 0.05,
-    "update_interval": 4,
-    "history_size": 3,
-    "betas": [0.9, 0.9],
-}
 KFAC_CONFIG = {
     "name": "kfac",
     "_target_": "experiments.optimizers.kfac.KFAC",

@@ -19,6 +19,7 @@ from experiments.spec import RunSpec
 from experiments.task import build_task
 from experiments.trainer import Trainer
 from tests.experiments.run_configs import (
+    MLBFGS,
     newest_state,
     numbers,
     run_spec,
@@ -26,15 +27,6 @@ from tests.experiments.run_configs import (
 from tests.gloo import run_ranks
 
 CPU = torch.device("cpu")
-MLBFGS = {
-    "name": "mlbfgs",
-    "_target_": "mlbfgs.MLBFGS",
-    "lr": 0.05,
-    "update_interval": 4,
-    "history_size": 3,
-    "betas": [0.9, 0.9],
-}
-# 1,442 images: 22 whole batches and one of 34, which two and three ranks share unevenly.
 SLBFGS = {
     "name": "slbfgs",
     "_target_": "experiments.optimizers.slbfgs.SLBFGS",
@@ -43,6 +35,7 @@ SLBFGS = {
     "history_size": 3,
     "curvature_batch_size": 130,
 }
+# 1,442 images: 22 whole batches and one of 34, which two and three ranks share unevenly.
 RUN = {"train.epochs": 1, "dataset.drop_last": False, "train.batch_size": 65}
 RESNET = {"model": {"name": "cifar_resnet", "depth": 8, "width": 2}, "dataset.train_limit": 260}
 
