@@ -29,10 +29,10 @@ from experiments.composition import compose_config
 from experiments.data import Data, build_data
 from experiments.errors import UserError
 from experiments.models import build_model
-from experiments.provenance import describe_hardware, describe_versions
-from experiments.ranks import backends
-from experiments.spec import RunSpec
-from experiments.task import choose_device
+from experiments.runs.provenance import describe_hardware, describe_versions
+from experiments.runs.spec import RunSpec
+from experiments.training.ranks import backends
+from experiments.training.task import choose_device
 
 DATASETS = ("digits", "cifar10", "cifar100", "imagenet")
 TEST_FILE_BYTES = 128 << 20

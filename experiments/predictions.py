@@ -21,14 +21,14 @@ from omegaconf import OmegaConf
 
 from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
 from experiments.analysis.costs import PREDICTIONS, Work
-from experiments.atomic import write_atomically
+from experiments.campaign.outlook import count_cost
+from experiments.campaign.selection import select
 from experiments.composition import compose_config
 from experiments.cost_plan import CostPlan, predict
 from experiments.errors import UserError
-from experiments.outlook import count_cost
 from experiments.plan import read_hardware
-from experiments.selection import select
-from experiments.spec import RunSpec
+from experiments.runs.atomic import write_atomically
+from experiments.runs.spec import RunSpec
 
 MACHINE = "8 x A100 80 GB SXM"
 # A smoke run takes seconds anywhere: nobody asks what it would take.

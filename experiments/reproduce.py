@@ -26,16 +26,16 @@ from pathlib import Path
 
 from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
 from experiments.analysis.costs import PREDICTIONS, load_predictions
-from experiments.campaign import Campaign, Plan, refuse_options
+from experiments.campaign.campaign import Campaign, Plan, refuse_options
+from experiments.campaign.judging import judge
+from experiments.campaign.matrix import Standing, standing, time_left_lines, totals
+from experiments.campaign.running import run_missing
+from experiments.campaign.selection import Contestants, Selection, select
+from experiments.campaign.states import Choice, choose
 from experiments.contestants import options
 from experiments.errors import UserError
-from experiments.judging import judge
-from experiments.matrix import Standing, standing, time_left_lines, totals
-from experiments.outcome import Outcome, recorded_outcome
-from experiments.running import run_missing
-from experiments.selection import Contestants, Selection, select
-from experiments.spec import RunSpec
-from experiments.states import Choice, choose
+from experiments.runs.outcome import Outcome, recorded_outcome
+from experiments.runs.spec import RunSpec
 from experiments.tuning.chosen import Chosen
 
 INCOMPLETE = 3
@@ -232,7 +232,7 @@ def _outlook(each: Standing) -> UserError | None:
     if not unfinished:
         return None
     # Imported here because it loads torch.
-    from experiments.outlook import look_ahead
+    from experiments.campaign.outlook import look_ahead
 
     outlook = look_ahead(unfinished, ranks=campaign.ranks, results_dir=campaign.results_dir)
     print("\n".join(outlook.lines), flush=True)
@@ -363,7 +363,7 @@ def _ranks(text: str | None, scale: str) -> int:
     if text is None:
         return 1
     if text == "auto":
-        from experiments.outlook import ranks_found  # loads torch
+        from experiments.campaign.outlook import ranks_found  # loads torch
 
         return ranks_found(scale)
     if not text.isdecimal() or int(text) < 1:

@@ -32,9 +32,9 @@ from experiments.composition import (
 )
 from experiments.contestants import CONFIG_DIR
 from experiments.errors import UserError
-from experiments.launch import launch
-from experiments.replay import fill, missing_source
-from experiments.spec import RunSpec
+from experiments.launching.launch import launch
+from experiments.runs.replay import fill, missing_source
+from experiments.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.campaign import refuse_options
+from experiments.campaign.campaign import refuse_options
+from experiments.campaign.running import run_missing
 from experiments.contestants import optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
 from experiments.reproduce import seeds_of, split_list
-from experiments.run_directory import read_status
-from experiments.running import run_missing
+from experiments.runs.directory import read_status
 from experiments.tuning.report import write_report
 from experiments.tuning.space import GROUP, check_seeds, read_space
 from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.errors import UserError
-from experiments.outcome import USER_ERROR, recorded_mistake
-from experiments.run_directory import CONFIG_FILE
-from experiments.spec import RunSpec
+from experiments.runs.directory import CONFIG_FILE
+from experiments.runs.outcome import USER_ERROR, recorded_mistake
+from experiments.runs.spec import RunSpec
 
 
 def run(directory: Path) -> None:
@@ -42,9 +42,9 @@ def run(directory: Path) -> None:
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and recorded_mistake(directory):
         raise SystemExit(USER_ERROR)  # it was told when torchrun started the ranks before
     # torch is slow to import; mistakes are told before
-    from experiments.ranks import DEFAULT_TIMEOUT_S, LostRankError, join_ranks
-    from experiments.task import choose_device
-    from experiments.trainer import Trainer
+    from experiments.training.ranks import DEFAULT_TIMEOUT_S, LostRankError, join_ranks
+    from experiments.training.task import choose_device
+    from experiments.training.trainer import Trainer
 
     on_gpu = choose_device(spec.config.train.device).type == "cuda"
     timeout_s = float(spec.config.launch.get("timeout_s", DEFAULT_TIMEOUT_S))

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 PRELOADED = [
     *("torch", "torch.distributed", "torch.distributed.checkpoint", "mlbfgs"),
-    *("experiments.sharded_checkpoint", "experiments.trainer"),
+    *("experiments.training.sharded_checkpoint", "experiments.training.trainer"),
 ]
 #: Seconds that the others get to notice that a rank failed.
 GRACE_S = 5.0

@@ -57,12 +57,32 @@ def test_the_conformance_plugin_needs_pytest_besides_and_nobody_needs_the_plugin
 def test_collectives_stay_where_processes_are_known():
     allowed = [
         *(ROOT / "mlbfgs" / name for name in ("collectives.py", "checkpoint.py")),
-        *(ROOT / "experiments" / name for name in ("ranks.py", "sharded_checkpoint.py")),
+        *(ROOT / "experiments/training" / name for name in ("ranks.py", "sharded_checkpoint.py")),
     ]
     files = [p for p in sources("mlbfgs", "experiments") if p not in allowed]
     # the conformance checks call torch's distributed checkpoint, as its users do
     files = [p for p in files if "testing" not in p.parts]
     assert violations(files, lambda m: within(m, "torch.distributed")) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "may_import"),
+    [
+        ("runs", ["runs", "errors"]),
+        (
+            "training",
+            ["training", "runs", "data", "models", "optimizers", "settings", "errors"],
+        ),
+        ("launching", ["launching", "training", "runs", "settings", "errors"]),
+    ],
+)
+def test_rooms_know_what_they_are_built_on_alone(room, may_import):
+    allowed = [f"experiments.{name}" for name in may_import]
+
+    def forbidden(module):
+        return within(module, "experiments") and not within(module, *allowed)
+
+    assert violations(sources(f"experiments/{room}"), forbidden) == []
 
 
 def test_analysis_knows_run_files_alone():

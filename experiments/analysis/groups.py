@@ -18,7 +18,7 @@ from experiments.analysis.runs import SCALES, STATUSES, Run, RunSet
 from experiments.errors import UserError
 
 # Config keys, with all that is below them, that do not decide what a run computes: those of
-# `experiments.spec` (a test compares the two), which the analysis does not import.
+# `experiments.runs.spec` (a test compares the two), which the analysis does not import.
 COSMETIC_KEYS = (
     "results_dir",
     "resume",
@@ -41,7 +41,7 @@ COSMETIC_KEYS = (
     "optimizer.distribution",
 )
 # Keys that came after results were committed, and what runs did before: also those of
-# `experiments.spec`, and compared by the same test.
+# `experiments.runs.spec`, and compared by the same test.
 LATER_KEYS: dict[str, Any] = {
     "optimizer.variant": "paper",
     "optimizer.direction": "hessian",
@@ -54,7 +54,7 @@ LATER_KEYS: dict[str, Any] = {
     "train.ema": None,
     "train.gradient_record": None,
 }
-# Values that a seed's run takes over from another run of the same seed (`experiments.replay`).
+# Values that a seed's run takes over from another run of the same seed (`experiments.runs.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
 DISPLAY_NAMES = {
     "sgd": "SGD",

@@ -1,7 +1,7 @@
 """Two contestants compared, seed by seed where equal seeds began alike.
 
 A run's initial weights follow from its seed and the config of the network; the order of its images
-and their augmentation from the seed, the data set and the batch size (`experiments.task`,
+and their augmentation from the seed, the data set and the batch size (`experiments.training.task`,
 `experiments.data`: batches are a pure function of seed, epoch and index). So two runs of one seed
 share both if their configs agree in `KEYS` without `FREE`, whatever their optimizers and epochs;
 otherwise their seeds have nothing in common, and they are compared as independent samples.

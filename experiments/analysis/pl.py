@@ -1,7 +1,7 @@
 """The PL condition ‖∇L(θ)‖² >= λ L(θ) along a run (M assumption 3, Figure 7).
 
-A run's gradient records (`experiments.gradient_record`) hold L and ‖∇L‖² of the training set at
-some epochs. The largest λ for which the condition holds at all of them is the smallest ratio
+A run's gradient records (`experiments.training.gradient_record`) hold L and ‖∇L‖² of the training
+set at some epochs. The largest λ for which the condition holds at all of them is the smallest ratio
 ‖∇L‖² / L.
 """
 

@@ -20,7 +20,7 @@ from experiments.data import Batch
 from experiments.data.shapes import data_shape
 from experiments.models import build_model
 from experiments.optimizers import build_optimizer
-from experiments.passes import NeedsPasses, Passes
+from experiments.training.passes import NeedsPasses, Passes
 
 EXPERIMENT = "cifar10_resnet18"
 #: Small, so that the weights stay finite; no cost depends on it.

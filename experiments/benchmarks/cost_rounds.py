@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.contender import Contender, OneBatch, forward_backward, network
 from experiments.benchmarks.measure import time_of
-from experiments.clock import peak_memory_bytes, restart_peak_memory
 from experiments.errors import UserError
+from experiments.training.clock import peak_memory_bytes, restart_peak_memory
 
 logger = logging.getLogger(__name__)
 

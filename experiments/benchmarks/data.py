@@ -30,7 +30,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
-from experiments.atomic import write_atomically
 from experiments.benchmarks.data_report import markdown
 from experiments.composition import compose_config
 from experiments.data import InMemoryData, cifar
@@ -40,7 +39,8 @@ from experiments.data.prepare import prepare
 from experiments.data.settings import CifarSettings, read_dataset
 from experiments.errors import UserError
 from experiments.models import build_model
-from experiments.provenance import describe_origin
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
 
 CIFAR_BATCH = 256  # M Appendix A.4.1
 CIFAR_IMAGES = 80 * CIFAR_BATCH

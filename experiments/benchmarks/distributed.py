@@ -23,11 +23,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from experiments.atomic import write_atomically
 from experiments.benchmarks.distributed_report import markdown
 from experiments.errors import UserError, nearest
-from experiments.provenance import describe_origin
-from experiments.ranks import Ranks, join_ranks
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
+from experiments.training.ranks import Ranks, join_ranks
 from mlbfgs import MLBFGS, plan
 from mlbfgs.checkpoint import StateShard
 from mlbfgs.collectives import Distribution

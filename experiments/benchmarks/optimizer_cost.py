@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from experiments.atomic import write_atomically
 from experiments.benchmarks.contender import EXPERIMENT, OneBatch, network
 from experiments.benchmarks.cost_report import markdown
 from experiments.benchmarks.cost_rounds import Plan, measure_apart, measure_together
@@ -36,8 +35,9 @@ from experiments.contestants import options
 from experiments.data.shapes import data_shape
 from experiments.errors import UserError, nearest
 from experiments.optimizers import build_optimizer
-from experiments.provenance import describe_origin
-from experiments.task import choose_device
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
+from experiments.training.task import choose_device
 
 PRINTED = Path(__file__).resolve().parents[2] / "results/paper/mlbfgs.yaml"
 

@@ -22,11 +22,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from experiments.atomic import write_atomically
 from experiments.benchmarks.measure import medians, pairs_like_training, state_bytes, time_of
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
-from experiments.provenance import describe_origin
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS
 
 logger = logging.getLogger(__name__)

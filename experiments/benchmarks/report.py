@@ -85,7 +85,7 @@ def origin_line(origin: dict[str, Any]) -> str:
     """The commit and the CPU of a measurement, as a sentence.
 
     Args:
-        origin: what `experiments.provenance.describe_origin` wrote down.
+        origin: what `experiments.runs.provenance.describe_origin` wrote down.
     """
     git = origin.get("git") or {}
     state = "with uncommitted changes" if git.get("dirty") else "clean"

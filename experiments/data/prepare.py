@@ -35,7 +35,6 @@ from pathlib import Path
 
 import torch
 
-from experiments.atomic import remove_leftovers, write_atomically
 from experiments.composition import compose_config
 from experiments.data.imagenet import ImageNetSettings, find, prepared
 from experiments.data.imagenet.pixels import Pixels
@@ -43,6 +42,7 @@ from experiments.data.imagenet.prepared import SPLITS, Plan, Shard
 from experiments.data.imagenet.source import EncodedSplit, ResizedSplit, UnreadableError
 from experiments.data.settings import read_dataset
 from experiments.errors import UserError
+from experiments.runs.atomic import remove_leftovers, write_atomically
 
 logger = logging.getLogger(__name__)
 

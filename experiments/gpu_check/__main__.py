@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from experiments.atomic import write_atomically
 from experiments.errors import UserError, nearest
 from experiments.gpu_check.device_checks import (
     conformance_on,
@@ -36,8 +35,9 @@ from experiments.gpu_check.trainings import (
     compile_check,
     training_checks,
 )
-from experiments.provenance import describe_origin
-from experiments.task import choose_device
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
+from experiments.training.task import choose_device
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 PARTS = ("train", "compile", "wait", "conformance", "speed")

@@ -8,15 +8,15 @@ from functools import partial
 import torch
 
 from experiments.benchmarks.cost_rounds import Plan, measure_together
-from experiments.clock import TrainingClock
 from experiments.composition import compose_config
 from experiments.gpu_check.outcome import Check, Details, NotOnThisDeviceError
 from experiments.gpu_check.trainings import COMMON, Scope
-from experiments.ranks import ALONE
-from experiments.spec import RunSpec
-from experiments.task import build_task
-from experiments.training_state import Position
-from experiments.training_step import StepTaker
+from experiments.runs.spec import RunSpec
+from experiments.training.clock import TrainingClock
+from experiments.training.ranks import ALONE
+from experiments.training.state import Position
+from experiments.training.step import StepTaker
+from experiments.training.task import build_task
 from mlbfgs.testing import BoundCheck, conformance_checks
 
 #: A step in the middle of an interval T, with a full history.

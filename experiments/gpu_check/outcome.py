@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.clock import peak_memory_bytes, restart_peak_memory
+from experiments.training.clock import peak_memory_bytes, restart_peak_memory
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from experiments.composition import compose_config
 from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.errors import UserError
 from experiments.gpu_check.outcome import Check, Details, RefusedError
-from experiments.metrics import EpochRecord, read_metrics
-from experiments.run_directory import read_status
-from experiments.spec import RunSpec
-from experiments.trainer import Trainer
+from experiments.runs.directory import read_status
+from experiments.runs.metrics import EpochRecord, read_metrics
+from experiments.runs.spec import RunSpec
+from experiments.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

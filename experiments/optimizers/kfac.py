@@ -32,7 +32,7 @@ from experiments.optimizers.kronecker import (
     eigenbases,
     precondition,
 )
-from experiments.ranks import ALONE, Ranks
+from experiments.training.ranks import ALONE, Ranks
 
 
 class KFAC(Optimizer):

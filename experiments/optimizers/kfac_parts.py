@@ -2,9 +2,9 @@
 
 The factors are averaged over the ranks; each layer's decompositions are one rank's work, whose
 result the others copy. A pass sees k of the batch's N images; its loss is k p / N times their mean
-on p ranks (`experiments.batch_gradient`), so the gradient of an output is ∇ = (p / N) g with the
-gradient g of the image's own loss. What `layer_factors` makes of a pass, A_k and G_k, gives those
-of the batch by
+on p ranks (`experiments.training.batch_gradient`), so the gradient of an output is ∇ = (p / N) g
+with the gradient g of the image's own loss. What `layer_factors` makes of a pass, A_k and G_k,
+gives those of the batch by
 
     A = Σ k A_k / N,    G = N / p² Σ G_k / k (fisher),    G = 1 / (p² N) Σ k G_k (pauloski)
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from experiments.optimizers.kfac_layers import Layer
 from experiments.optimizers.kronecker import Factors, Normalization, factor_dtype, input_size
-from experiments.ranks import Ranks
+from experiments.training.ranks import Ranks
 from mlbfgs.sharding import owners_of_blocks
 
 

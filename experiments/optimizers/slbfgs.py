@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from experiments.data import Batch
-from experiments.passes import Passes
+from experiments.training.passes import Passes
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import DampedPair, damp
 from mlbfgs.diagnostics import CurvatureRecord
@@ -57,8 +57,8 @@ class SLBFGS(Optimizer):
     rounding error: on a convex loss none is, on others H stays positive definite.
 
     The optimizer needs the passes of its run: `bind` once, `before_step` before every step
-    (`experiments.passes.NeedsPasses`). The full gradient is the mean over the batches that the
-    epoch trains on, in the training's own batch sizes and with its augmentation.
+    (`experiments.training.passes.NeedsPasses`). The full gradient is the mean over the batches that
+    the epoch trains on, in the training's own batch sizes and with its augmentation.
 
     State: 4 + 2M numbers for each parameter, one more with momentum.
 

@@ -19,7 +19,7 @@ from scipy.stats import beta
 
 from experiments.analysis.comparison import Comparison
 from experiments.analysis.statistics import CONFIDENCE, Estimate
-from experiments.atomic import write_atomically
+from experiments.runs.atomic import write_atomically
 
 DIGITS = 10
 

@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.data import Batch
 from experiments.optimizers.kfac import KFAC
 from experiments.optimizers.slbfgs import SLBFGS
-from experiments.passes import Passes
 from experiments.theory.cost_formulas import Workload
 from experiments.theory.networks import kronecker_layers
+from experiments.training.passes import Passes
 from mlbfgs import MLBFGS
 
 WIDTHS = (48, 64, 32, 10)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from experiments.atomic import write_atomically
 from experiments.errors import UserError, nearest
+from experiments.runs.atomic import write_atomically
 from experiments.tuning.space import check_seeds
 
 

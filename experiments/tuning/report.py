@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from experiments.atomic import write_atomically
+from experiments.runs.atomic import write_atomically
 from experiments.tuning.chosen import Chosen
 from experiments.tuning.study import OptimizerStudy, Search, Trial
 

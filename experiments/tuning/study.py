@@ -20,10 +20,10 @@ import optuna
 
 from experiments.composition import compose_config
 from experiments.errors import UserError, nearest
-from experiments.metrics import read_metrics
-from experiments.outcome import finished_outcome
-from experiments.run_directory import METRICS_FILE
-from experiments.spec import RunSpec
+from experiments.runs.directory import METRICS_FILE
+from experiments.runs.metrics import read_metrics
+from experiments.runs.outcome import finished_outcome
+from experiments.runs.spec import RunSpec
 from experiments.tuning.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

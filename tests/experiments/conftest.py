@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments import image_trees
+from tests.experiments.data import image_trees
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from experiments.checkpoint import CheckpointStore
-from experiments.metrics import read_metrics
-from experiments.spec import RunSpec
-from experiments.trainer import Trainer
+from experiments.runs.metrics import read_metrics
+from experiments.runs.spec import RunSpec
+from experiments.training.checkpoint import CheckpointStore
+from experiments.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,7 +9,7 @@ import torch
 
 from experiments import doctor
 from experiments.doctor import Rates, advise
-from tests.experiments.image_trees import VALUES
+from tests.experiments.data.image_trees import VALUES
 
 
 def overrides(tree: Path, results: Path) -> list[str]:

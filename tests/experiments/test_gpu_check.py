@@ -15,7 +15,7 @@ from experiments.gpu_check import __main__ as command
 from experiments.gpu_check import trainings
 from experiments.gpu_check.outcome import Check, NotOnThisDeviceError, RefusedError, run_checks
 from experiments.gpu_check.trainings import Scope, all_experiments
-from experiments.spec import RunSpec
+from experiments.runs.spec import RunSpec
 from mlbfgs.testing.problems import NoisyQuadratic, make_params
 
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from experiments.data import build_data
 from experiments.data.shapes import DataShape, data_shape
 from experiments.models import build_model
 from experiments.plan import main, read_hardware
-from experiments.ranks import JoinedRanks
-from experiments.spec import RunSpec
-from experiments.task import build_task
+from experiments.runs.spec import RunSpec
+from experiments.training.ranks import JoinedRanks
+from experiments.training.task import build_task
 from mlbfgs.checkpoint import StateShard
 from tests.experiments.run_configs import ROOT, run_spec
 from tests.gloo import run_ranks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run_directory import read_status
+from experiments.runs.directory import read_status
 from experiments.train import main
 
 ROOT = Path(__file__).resolve().parents[2]

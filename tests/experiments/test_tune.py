@@ -20,9 +20,9 @@ from experiments.composition import CONFIG_DIR, compose_config
 from experiments.contestants import options
 from experiments.data import digits
 from experiments.errors import UserError
-from experiments.run_directory import read_status
-from experiments.spec import RunSpec
-from experiments.trainer import Trainer
+from experiments.runs.directory import read_status
+from experiments.runs.spec import RunSpec
+from experiments.training.trainer import Trainer
 from experiments.tuning.report import ranked, summary_markdown, trials_csv
 from experiments.tuning.space import read_space, space_of
 from experiments.tuning.study import OptimizerStudy, Search, with_holdout

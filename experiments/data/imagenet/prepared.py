@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torchvision.io import decode_jpeg
 
-from experiments.atomic import TEMPORARY_SUFFIX, publish, write_durably
 from experiments.data.imagenet.pixels import Pixels, encode_jpeg
 from experiments.data.imagenet.settings import ImageNetSettings, Resize
 from experiments.data.imagenet.source import Keys, Labels, UnreadableError
 from experiments.errors import UserError
+from experiments.runs.atomic import TEMPORARY_SUFFIX, publish, write_durably
 
 Form = Literal["jpeg", "raw"]
 

@@ -51,7 +51,7 @@ def test_cosmetic_keys_and_the_seed_do_not_split_a_group(tmp_path):
 
 
 def test_cosmetic_keys_are_those_of_the_run_key():
-    spec = pytest.importorskip("experiments.spec")
+    spec = pytest.importorskip("experiments.runs.spec")
     assert set(groups.COSMETIC_KEYS) == set(spec.COSMETIC_KEYS)
     assert groups.LATER_KEYS == spec.LATER_KEYS
 

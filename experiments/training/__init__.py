@@ -1,0 +1,1 @@
+"""One run being trained, on one process or on several."""
