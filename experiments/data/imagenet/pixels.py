@@ -1,8 +1,9 @@
 """From an encoded image to the resized RGB pixels that augmentation starts from.
 
-JPEGs of one or three components are decoded and resized by torchvision's and torch's uint8 code,
-which is faster than Pillow's; whatever else is found under the name of an image (CMYK JPEGs, PNGs,
-16-bit images, palettes) is decoded by Pillow. The resize is bilinear with antialiasing, as
+JPEGs of one or three components are decoded by simplejpeg, whose pixels are those of torchvision's
+decoder in three quarters of its time (measured), and resized by torch's uint8 code, which is faster
+than Pillow's; whatever else is found under the name of an image (CMYK JPEGs, damaged ones, PNGs,
+16-bit images, palettes) is left to Pillow. The resize is bilinear with antialiasing, as
 torchvision's on a Pillow image, from which it differs by at most one level of 255 (measured).
 
 Shapes: h, w of the image; images are (h, w, 3) uint8, C-contiguous.
@@ -10,23 +11,26 @@ Shapes: h, w of the image; images are (h, w, 3) uint8, C-contiguous.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import warnings
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import decode_jpeg
 
 from experiments.data.imagenet.settings import Resize
 
 Pixels = npt.NDArray[np.uint8]
 
 JPEG_START = b"\xff\xd8"
+# Colours of JPEGs that become the same RGB in every decoder; of CMYK each makes its own.
+DECODED_SPACES = ("YCbCr", "Gray", "RGB")
 # Pillow's decoders fail in all these ways on broken input.
 PILLOW_ERRORS = (
     OSError,
@@ -62,16 +66,23 @@ def decode(content: bytes) -> Tensor:
     if not content:
         raise DecodeError("the file is empty")
     if content.startswith(JPEG_START):
-        try:
-            # bytearray, because torch wants memory that may be written; the decoder only reads it
-            image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        except RuntimeError as error:
-            raise DecodeError(_reason(error)) from error
-        if len(image) == 3:
-            return image
-        if len(image) == 1:
-            return image.expand(3, -1, -1)
+        # On anything odd in the file it gives up; Pillow says what is truly damaged.
+        with contextlib.suppress(ValueError):
+            return torch.from_numpy(decode_jpeg(content)).permute(2, 0, 1)
     return torch.from_numpy(_decode_with_pillow(content)).permute(2, 0, 1)
+
+
+def decode_jpeg(content: bytes | Pixels) -> Pixels:
+    """Decode a JPEG of one or three components to (h, w, 3).
+
+    Raises:
+        ValueError: of four components, or not as the standard wants it.
+    """
+    space = simplejpeg.decode_jpeg_header(content)[2]
+    if space not in DECODED_SPACES:
+        raise ValueError(f"colours in {space}")
+    pixels: Pixels = simplejpeg.decode_jpeg(content)
+    return pixels
 
 
 def _decode_with_pillow(content: bytes) -> Pixels:

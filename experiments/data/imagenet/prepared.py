@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torchvision.io import decode_jpeg
 
-from experiments.data.imagenet.pixels import Pixels, encode_jpeg
+from experiments.data.imagenet.pixels import Pixels, decode_jpeg, encode_jpeg
 from experiments.data.imagenet.settings import ImageNetSettings, Resize
 from experiments.data.imagenet.source import Keys, Labels, UnreadableError
 from experiments.errors import UserError
@@ -288,9 +286,8 @@ class PreparedSplit:
             height, width = (int(side) for side in self._shapes[index])
             if self._form == "raw":
                 return record.reshape(height, width, 3)
-            pixels: Pixels = decode_jpeg(torch.from_numpy(record)).permute(1, 2, 0).numpy()
-            return pixels
-        except (OSError, RuntimeError) as error:
+            return decode_jpeg(record)
+        except (OSError, ValueError) as error:
             raise UnreadableError(place, " ".join(str(error).split())) from error
 
     def _file(self, number: int) -> int:

@@ -11,7 +11,6 @@ import pytest
 from experiments.analysis.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(Path(__file__).parent / "analysis"))
 from run_factory import FakeRun, write_runs  # noqa: E402
 
 

@@ -30,7 +30,7 @@ from experiments.optimizers.kfac import KFAC
 from experiments.runs.directory import read_status
 from experiments.runs.metrics import read_metrics
 from experiments.training.trainer import Trainer
-from tests.experiments import kfac_oracle as oracle
+from tests.experiments.optimizers import kfac_oracle as oracle
 from tests.experiments.run_configs import (
     ROOT,
     assert_same_bits,
