@@ -53,8 +53,12 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for worker in self._idle:
+            worker.dismiss()
+        for worker in self._busy:
+            worker.process.terminate()
         for worker in (*self._idle, *self._busy):
-            worker.stop()
+            worker.end()
 
     def outcomes(
         self, directories: Sequence[Path], *, every_s: float = 0.5
@@ -131,10 +135,13 @@ class _Worker:
         self.process.join(timeout=10)
         return int(self.process.exitcode or 0)
 
-    def stop(self) -> None:
-        """End the process; a run in progress resumes from its last checkpoint."""
+    def dismiss(self) -> None:
+        """Let the idle process end by itself, and close what its data sets have open."""
         self.pipe.close()
-        self.process.terminate()
+
+    def end(self) -> None:
+        """Wait for the end of the process; a run in progress resumes from its last checkpoint."""
+        self.pipe.close()
         self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()

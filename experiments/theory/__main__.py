@@ -7,10 +7,8 @@ numbers in any order. `--judge-only` computes the verdicts from the committed fi
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from experiments.analysis.theory_page import write_page
 from experiments.errors import UserError, nearest
+from experiments.theory.settling import settle
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "results" / "theory"
 #: The longest first, so that two processes end together.
@@ -31,21 +30,6 @@ SUBJECTS = (
     "counterexamples",
     "damping_bound",
 )
-
-
-def settle(subject: str, folder: Path) -> tuple[str, float]:
-    """Run one subject and write its file.
-
-    Returns:
-        The subject and the seconds it took.
-    """
-    import torch
-
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    module = importlib.import_module(f"experiments.theory.{subject}")
-    module.run().write(folder)
-    return subject, time.perf_counter() - started
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

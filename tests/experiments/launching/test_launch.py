@@ -105,6 +105,8 @@ def test_pool_goes_on_after_a_killed_process_and_a_crash(tmp_path: Path) -> None
     assert [outcome.directory for outcome in outcomes] == [spec.directory for spec in specs]
     assert [outcome.status for outcome in outcomes] == ["crashed", "crashed", "done"]
     assert "signal 9" in outcomes[0].message and "broke" in outcomes[1].message
+    # an idle process ends by itself, and so closes what its data sets have open
+    assert [worker.exit_code() for worker in pool._idle] == [0]
 
 
 @pytest.mark.slow
