@@ -35,8 +35,9 @@ def test_smallest_ratio_may_come_first(tmp_path):
     assert measured(tmp_path, (4.0, 1.0), (2.0, 2.0), (1.0, 4.0)) == pytest.approx([0.25, 1, -1])
 
 
-def test_what_is_not_finite_does_not_count_and_a_vanished_gradient_does(tmp_path):
-    found = measured(tmp_path / "a", (2.0, 6.0), (None, 3.0), (1.0, None), (1.0, 3.0), (0.5, 1.5))
+def test_what_is_not_finite_or_has_no_loss_does_not_count_and_a_vanished_gradient_does(tmp_path):
+    kept = ((2.0, 6.0), (1.0, 3.0), (0.5, 1.5))
+    found = measured(tmp_path / "a", *kept, (None, 3.0), (1.0, None), (0.0, 0.0))
     assert found == pytest.approx([3, 1, 1])
     assert measured(tmp_path / "b", (2.0, 6.0), (1.0, 0.0)) == [0.0, math.inf, None]
     assert measured(tmp_path / "c") == [None, None, None]
