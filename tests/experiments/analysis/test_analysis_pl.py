@@ -42,3 +42,9 @@ def test_what_is_not_finite_or_has_no_loss_does_not_count_and_a_vanished_gradien
     assert measured(tmp_path / "b", (2.0, 6.0), (1.0, 0.0)) == [0.0, math.inf, None]
     assert measured(tmp_path / "c") == [None, None, None]
     assert measured(tmp_path / "d", (1.0, 1.0), (1.0, 2.0), (1.0, 3.0))[2] is None
+
+
+def test_slope_needs_three_records_with_a_gradient(tmp_path):
+    points = ((2.0, 4.0), (1.0, 1.0), (0.5, 0.25), (0.25, 0.0))
+    assert measured(tmp_path / "a", *points)[2] == pytest.approx(2)
+    assert measured(tmp_path / "b", *points[1:])[2] is None
