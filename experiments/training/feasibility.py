@@ -28,8 +28,8 @@ def check_pairs(
     """Refuse an update interval so long that no step is ever preconditioned.
 
     The first pair needs two averages, T steps apart, and comes after 2T steps; H is used from the
-    step after it on. At the scale `smoke`, which shows only that everything works and keeps the
-    recipe of the full size, this is logged instead.
+    step after it on. At the scale `smoke`, which shows only that everything works, this is logged
+    instead.
 
     Args:
         optimizer: the config's `optimizer`.
