@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -102,9 +102,10 @@ def _decode_with_pillow(content: bytes) -> Pixels:
 
 
 def _reason(error: Exception) -> str:
-    """The text of an error in one line, without the decoder's source file."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(".cpp:", 1)[-1].lstrip("0123456789: ") if ".cpp:" in text else text
+    """The text of an error in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no kind of image that Pillow knows"  # its own text has an address in memory
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def resized_shape(height: int, width: int, kind: Resize, size: int) -> tuple[int, int]:

@@ -74,13 +74,21 @@ def test_a_truncated_jpeg_is_refused_wherever_it_ends():
     for end in ends:
         with pytest.raises(DecodeError) as raised:
             pixels.decode(content[:end])
-        assert "\n" not in str(raised.value) and ".cpp" not in str(raised.value)
+        assert "\n" not in str(raised.value) and " at 0x" not in str(raised.value)
     assert len(ends) > 20
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff", bytes(100)])
-def test_what_is_no_image_is_refused(content):
-    with pytest.raises(DecodeError):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"<html>not found</html>", "no kind of image that Pillow knows"),
+        (b"\xff\xd8\xff", "no kind of image that Pillow knows"),
+        (bytes(100), "no kind of image that Pillow knows"),
+    ],
+)
+def test_what_is_no_image_is_refused(content, reason):
+    with pytest.raises(DecodeError, match=reason):
         pixels.decode(content)
 
 
