@@ -24,6 +24,7 @@ from experiments.runs.directory import METRICS_FILE
 from experiments.runs.metrics import read_metrics
 from experiments.runs.outcome import finished_outcome
 from experiments.runs.spec import RunSpec
+from experiments.training.schedules import check_schedule
 from experiments.tuning.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,6 +122,26 @@ class OptimizerStudy:
             direction=direction.MAXIMIZE if self.search.maximises else direction.MINIMIZE
         )
         self._asked: list[optuna.Trial] = []
+        self._check_ends()
+
+    def _check_ends(self) -> None:
+        """Refuse a range whose ends no run could have, before the first trial."""
+        space = self.search.space
+        spans = space.search[self.optimizer]
+        for ends in (
+            {key: span.low for key, span in spans.items()},
+            {key: span.high for key, span in spans.items()},
+        ):
+            config = self._specs(ends)[0].config
+            try:
+                check_schedule(
+                    config.schedule, base_lr=config.optimizer.lr, epochs=config.train.epochs
+                )
+            except UserError as error:
+                raise UserError(
+                    f"{space.name!r} searches {self.optimizer} where it cannot train: {error}; "
+                    "give another space with --space"
+                ) from None
 
     def choose_round(self) -> list[Trial]:
         """Choose the trials of the next round; those before are finished.

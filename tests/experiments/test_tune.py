@@ -17,7 +17,7 @@ import yaml
 
 from experiments import reproduce, tune
 from experiments.composition import CONFIG_DIR, compose_config
-from experiments.contestants import options
+from experiments.contestants import optimizers_with_recipe, options
 from experiments.data import digits
 from experiments.errors import UserError
 from experiments.runs.directory import read_status
@@ -51,7 +51,7 @@ def search_in(folder: Path, **changes) -> Search:
         "seeds": (100,),
         "trials": space.rules.trials,
         "folder": folder,
-        "overrides": with_holdout(space, "digits_mlp", ()),
+        "overrides": with_holdout(space, "digits_mlp", ("schedule.min_lr=1e-5",)),
     }
     return Search(**{**values, **changes})
 
@@ -118,6 +118,28 @@ def test_every_optimizer_may_be_searched_over_equal_decades():
         assert np.log10(span.high / span.low) == pytest.approx(3.5, abs=0.03)
     names = {compose_config([f"experiment={e}"]).dataset.name for e in options("experiment")}
     assert names <= set(space.holdout)
+
+
+@pytest.mark.parametrize(
+    "experiment", [e for e in options("experiment") if optimizers_with_recipe(e)]
+)
+def test_space_of_learning_rates_trains_everywhere(experiment, tmp_path):
+    search = search_in(
+        tmp_path,
+        experiment=experiment,
+        scale="full",
+        optimizers=optimizers_with_recipe(experiment),
+        overrides=with_holdout(read_space("learning_rate"), experiment, ()),
+    )
+    search = replace(search, space=read_space("learning_rate"))
+    for optimizer in search.optimizers:
+        OptimizerStudy(search, optimizer)
+
+
+def test_range_below_the_end_of_the_schedule_is_told_before_the_first_trial(tmp_path):
+    search = search_in(tmp_path, space={"search": {"adam": {"optimizer.lr": [1.0e-6, 1.0e-1]}}})
+    with pytest.raises(UserError, match=r"'test' searches adam where .* schedule\.min_lr = 1e-05"):
+        OptimizerStudy(search, "adam")
 
 
 def test_search_is_no_part_of_a_runs_config():
