@@ -1,4 +1,4 @@
-"""What a campaign meets before its first step: ranks, data, disk and predicted hours.
+"""What a campaign meets before its first step: ranks, data, disk and predicted time.
 
 `python -m experiments.reproduce` prints it before it runs what is missing. Torch is loaded here, so
 that planning without an outlook does without.
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
+from experiments.analysis.quantities import duration
 from experiments.cost_plan import META, CostPlan, make_plan, predict
 from experiments.data import build_data
 from experiments.data.shapes import data_shape
@@ -76,7 +77,7 @@ def look_ahead(specs: Sequence[RunSpec], *, ranks: int, results_dir: Path) -> Ou
         f"  ranks     {ranks} ({'torchrun' if ranks > 1 else 'one process'})",
         f"  data      {data_line}",
         f"  disk      {_disk(results_dir)}",
-        *(f"  predicted {line}" for line in _hours(specs, ranks)),
+        *(f"  predicted {line}" for line in _predicted(specs, ranks)),
     ]
     return Outlook(tuple(lines), problem)
 
@@ -89,8 +90,8 @@ def _disk(results_dir: Path) -> str:
     return f"{free / _GB:,.1f} GB free for checkpoints and results in {results_dir}"
 
 
-def _hours(specs: Sequence[RunSpec], ranks: int) -> list[str]:
-    """Hours of all runs together, one after the other, on the machines that are known."""
+def _predicted(specs: Sequence[RunSpec], ranks: int) -> list[str]:
+    """The time of all runs together, one after the other, on the machines that are known."""
     machines, assumed = read_hardware()
     costs: dict[str, CostPlan] = {}
     for spec in specs:
@@ -104,9 +105,7 @@ def _hours(specs: Sequence[RunSpec], ranks: int) -> list[str]:
             predict(costs[spec.contestant], machine, assumed).epoch_s * spec.config.train.epochs
             for spec in specs
         )
-        lines.append(
-            f"{seconds / 3600:,.1f} hours for {len(specs)} runs on {ranks} of {machine.name}"
-        )
+        lines.append(f"{duration(seconds)} for {len(specs)} runs on {ranks} of {machine.name}")
     return lines
 
 

@@ -184,7 +184,7 @@ def test_outlook_says_what_is_missing_before_anything_is_written(
     for text in (planned, said.out):
         assert "6 runs, 0 finished, 6 to run" in text
         assert f"missing: ImageNet was not found: dataset.root = '{tmp_path / 'absent'}'" in text
-        assert "GB free for checkpoints" in text and "hours for 6 runs on 8 of 8 x" in text
+        assert "GB free for checkpoints" in text and "min for 6 runs on 8 of 8 x" in text
     assert said.err.startswith("error: ImageNet was not found") and said.err.count("\n") == 1
     assert not folder.exists()
 
