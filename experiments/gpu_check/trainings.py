@@ -119,6 +119,8 @@ def _overrides(scope: Scope, experiment: str, choice: str, precision: str) -> li
         # So small that a recipe's rate does no harm at other intervals than its own.
         "optimizer.lr=1e-3",
     ]
+    if "min_lr" in config.schedule:
+        more.append("schedule.min_lr=0")  # below that rate
     dataset, images = config.dataset.name, STEPS * int(config.train.batch_size)
     if dataset in ("cifar10", "cifar100"):
         more.append("dataset.synthetic=true")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from experiments.composition import compose_config
-from experiments.contestants import optimizers_with_recipe
 from experiments.gpu_check import __main__ as command
 from experiments.gpu_check import trainings
 from experiments.gpu_check.outcome import Check, NotOnThisDeviceError, RefusedError, run_checks
 from experiments.gpu_check.trainings import Scope, all_experiments
 from experiments.runs.spec import RunSpec
+from experiments.training.schedules import check_schedule
 from mlbfgs.testing.problems import NoisyQuadratic, make_params
 
 CPU = torch.device("cpu")
@@ -89,17 +89,20 @@ def test_what_the_suite_refuses_in_a_narrow_format_is_no_failure(tmp_path):
         check.run()
 
 
-def test_every_experiment_with_recipes_composes_at_the_papers_size_too(tmp_path):
-    # Without a GPU nothing else would see a setting that does not fit there; experiments of arms
-    # have the data and networks of these.
-    with_recipes = [name for name in all_experiments() if optimizers_with_recipe(name)]
-    assert len(with_recipes) >= 9
-    for experiment in with_recipes:
+def test_every_experiment_composes_at_the_papers_size_too(tmp_path):
+    # Without a GPU nothing else would see a setting that does not fit there.
+    assert len(all_experiments()) >= 17
+    for experiment in all_experiments():
         subject = trainings._subject(experiment)
         choice = subject if subject.startswith("arm=") else f"optimizer={subject}"
         overrides = trainings._overrides(scope(tmp_path, "full"), experiment, choice, "float16")
         spec = RunSpec.from_config(compose_config(overrides))
         assert (spec.scale, spec.config.train.precision) == ("full", "float16")
+        check_schedule(
+            spec.config.schedule,
+            base_lr=spec.config.optimizer.lr,
+            epochs=spec.config.train.epochs,
+        )
 
 
 @pytest.mark.parametrize(
