@@ -16,44 +16,8 @@ from typing import Any
 from experiments.analysis.measures import Target, measure_named, target_of
 from experiments.analysis.runs import SCALES, STATUSES, Run, RunSet
 from experiments.errors import UserError
+from experiments.runs.deciding import LATER_KEYS, is_cosmetic
 
-# Config keys, with all that is below them, that do not decide what a run computes: those of
-# `experiments.runs.spec` (a test compares the two), which the analysis does not import.
-COSMETIC_KEYS = (
-    "results_dir",
-    "resume",
-    "launch",
-    "logger",
-    "experiment",
-    "dataset.root",
-    "dataset.cache_dir",
-    "dataset.download",
-    "dataset.val_labels",
-    "model.weights",
-    "dataset.workers",
-    "dataset.max_unreadable",
-    "train.device",
-    "train.threads",
-    "train.log_interval",
-    "train.checkpoint_interval",
-    "train.keep_checkpoints",
-    "train.timeout_s",
-    "optimizer.distribution",
-)
-# Keys that came after results were committed, and what runs did before: also those of
-# `experiments.runs.spec`, and compared by the same test.
-LATER_KEYS: dict[str, Any] = {
-    "optimizer.variant": "paper",
-    "optimizer.direction": "hessian",
-    "dataset.holdout": None,
-    "dataset.synthetic": False,
-    "train.micro_batch": None,
-    "train.sync_batchnorm": False,
-    "train.precision": "float32",
-    "train.compile": False,
-    "train.ema": None,
-    "train.gradient_record": None,
-}
 # Values that a seed's run takes over from another run of the same seed (`experiments.runs.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
 DISPLAY_NAMES = {
@@ -246,7 +210,7 @@ def deciding_values(run: Run) -> dict[str, Any]:
     values = {
         path: value
         for path, value in _leaves(run.config, "")
-        if not any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS)
+        if not is_cosmetic(path)
         # A copy of the seed further down in the config is the seed too.
         and not (path.rsplit(".", 1)[-1] == "seed" and value == run.seed)
         and path not in PER_SEED_KEYS

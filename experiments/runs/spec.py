@@ -1,10 +1,10 @@
 """One run as a frozen value: its resolved config, what of it decides the numbers, and its key.
 
 The key is the first ten hex digits of the SHA-256 over the *deciding values*: every leaf of the
-resolved config except those under `COSMETIC_KEYS` and those that say what runs did before the key
-came (`LATER_KEYS`), together with `NUMERICS_VERSION`. It does not depend on the order of keys, on
-how a float is spelled, on the host or on the time, so one config has one key, and one directory,
-wherever it is run.
+resolved config except the cosmetic ones and those that say what runs did before the key came
+(`experiments.runs.deciding`), together with `NUMERICS_VERSION`. It does not depend on the order of
+keys, on how a float is spelled, on the host or on the time, so one config has one key, and one
+directory, wherever it is run.
 """
 
 from __future__ import annotations
@@ -25,56 +25,10 @@ from yaml import YAMLError
 
 from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
+from experiments.runs.deciding import LATER_KEYS, is_cosmetic
 
 # Raised by hand whenever a change of the code changes the numbers of an unchanged config.
 NUMERICS_VERSION = 1
-
-# Config keys, with all that is below them, that do not decide what a run computes.
-COSMETIC_KEYS = (
-    "results_dir",
-    "resume",
-    "launch",
-    "logger",
-    # The name stands in the directory's path; the rest (target, title, table) is about judging.
-    "experiment",
-    # Where the images lie, not which images they are.
-    "dataset.root",
-    "dataset.cache_dir",
-    "dataset.download",
-    "dataset.val_labels",
-    # The same of weights: model.pretrained says that the run starts from them.
-    "model.weights",
-    # A batch does not depend on who loads it, and the limit only says when to give up.
-    "dataset.workers",
-    "dataset.max_unreadable",
-    # Device and threads change the rounding, not the experiment, and `auto` depends on the host,
-    # on which no key may depend; meta.json records what was used.
-    "train.device",
-    "train.threads",
-    # How densely, not what: the log interval thins the step records out, and the checkpoints only
-    # say from where a killed run goes on, with the same numbers.
-    "train.log_interval",
-    "train.checkpoint_interval",
-    "train.keep_checkpoints",
-    "train.timeout_s",
-    # Who keeps which part of the optimizer's state: as with the number of ranks, rounding alone.
-    "optimizer.distribution",
-)
-
-# Config keys that came after results were committed, with the value that says what runs did before:
-# a leaf with that value does not enter the key, so that the older runs keep theirs.
-LATER_KEYS: dict[str, Any] = {
-    "optimizer.variant": "paper",
-    "optimizer.direction": "hessian",
-    "dataset.holdout": None,
-    "dataset.synthetic": False,
-    "train.micro_batch": None,
-    "train.sync_batchnorm": False,
-    "train.precision": "float32",
-    "train.compile": False,
-    "train.ema": None,
-    "train.gradient_record": None,
-}
 
 Scalar = str | int | float | bool | None
 _PATH_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -356,7 +310,7 @@ _ABSENT = object()
 
 
 def _decides(path: str, value: Scalar) -> bool:
-    if any(path == key or path.startswith(f"{key}.") for key in COSMETIC_KEYS):
+    if is_cosmetic(path):
         return False
     # By repr, because True equals 1 to Python.
     return path not in LATER_KEYS or repr(value) != repr(_normalised(LATER_KEYS[path]))

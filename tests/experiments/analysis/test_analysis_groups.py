@@ -7,7 +7,6 @@ import json
 import pytest
 from run_factory import FakeRun, write_runs
 
-from experiments.analysis import groups
 from experiments.analysis.groups import group_runs
 from experiments.analysis.runs import load_runs
 from experiments.errors import UserError
@@ -48,12 +47,6 @@ def test_cosmetic_keys_and_the_seed_do_not_split_a_group(tmp_path):
     (path / "config.yaml").write_text(text + "dataset:\n  root: /elsewhere\n  seed: 0\n")
     (results,) = grouped(tmp_path)
     assert len(results.groups) == 1
-
-
-def test_cosmetic_keys_are_those_of_the_run_key():
-    spec = pytest.importorskip("experiments.runs.spec")
-    assert set(groups.COSMETIC_KEYS) == set(spec.COSMETIC_KEYS)
-    assert groups.LATER_KEYS == spec.LATER_KEYS
 
 
 def test_later_key_with_the_value_of_before_does_not_split_a_group(tmp_path):

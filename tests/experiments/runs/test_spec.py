@@ -13,7 +13,8 @@ from omegaconf.errors import ReadonlyConfigError
 
 import experiments.runs.spec
 from experiments.errors import UserError
-from experiments.runs.spec import COSMETIC_KEYS, LATER_KEYS, RULES, RunSpec
+from experiments.runs.deciding import COSMETIC_KEYS, LATER_KEYS
+from experiments.runs.spec import RULES, RunSpec
 from tests.experiments.run_configs import ROOT, run_config, run_spec
 
 
