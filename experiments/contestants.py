@@ -15,6 +15,7 @@ from pathlib import Path
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 RECIPE_GROUP = "experiment/recipe"
 ARM_GROUP = "experiment/arm"
+TUNED_GROUP = "experiment/tuned"
 
 # The papers' order in tables: the baselines, the first paper's optimizer, the second's.
 _ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")

@@ -21,11 +21,12 @@ from pathlib import Path
 
 from experiments.campaign.campaign import refuse_options
 from experiments.campaign.running import run_missing
-from experiments.contestants import optimizers_with_recipe, options
+from experiments.contestants import CONFIG_DIR, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
 from experiments.reproduce import seeds_of, split_list
 from experiments.runs.directory import read_status
-from experiments.tuning.report import write_report
+from experiments.tuning.chosen import Chosen
+from experiments.tuning.report import CHOSEN_FILE, write_report
 from experiments.tuning.space import GROUP, check_seeds, read_space
 from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout
 
@@ -46,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command.status or command.plan:
             print(known_trials(search, missing_only=command.plan))
             return 0
-        return run(search, jobs=command.jobs)
+        code = run(search, jobs=command.jobs)
+        if code == 0 and command.adopt:
+            adopt(search)
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -80,6 +84,16 @@ def run(search: Search, *, jobs: int) -> int:
     for path in write_report(search, studies):
         print(path)
     return 0
+
+
+def adopt(search: Search) -> None:
+    """Write what a finished search chose into the configs, and say how runs come to use it."""
+    chosen = Chosen.load(search.folder / CHOSEN_FILE)
+    for path in chosen.adopt(CONFIG_DIR):
+        print(path)
+    scale_file = CONFIG_DIR / "experiment/scale" / search.experiment / f"{search.scale}.yaml"
+    if chosen.adoption() not in scale_file.read_text(encoding="utf-8"):
+        print(f"to train with them, add to the defaults of {scale_file}:\n  - {chosen.adoption()}")
 
 
 def known_trials(search: Search, *, missing_only: bool) -> str:
@@ -121,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="comma-separated tuning seeds; default: the space's")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
     parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--adopt", action="store_true", help="at the end, write what was chosen into configs/"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--plan", action="store_true", help="print the runs that would come next")

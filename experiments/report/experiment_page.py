@@ -147,10 +147,23 @@ def _facts(results: Results) -> tuple[tuple[str, str], ...]:
         "epochs": common("train", "epochs"),
         "batch size": common("train", "batch_size"),
         "target": str(results.target or ""),
+        "learning rates": _searched(results),
         "seeds": ", ".join(map(str, sorted({run.seed for run in runs}))),
         "processor": common("hardware", "gpu", of="meta") or common("hardware", "cpu", of="meta"),
     }
     return tuple((name, value) for name, value in facts.items() if value)
+
+
+def _searched(results: Results) -> str:
+    """The learning rates that a search chose, and its name; nothing where none was adopted."""
+    rates: dict[str, list[str]] = {}
+    for group in results.groups:
+        config = group.runs[0].config
+        if name := _lookup(config, ("experiment", "tuned")):
+            rate = float(_lookup(config, ("optimizer", "lr")))
+            rates.setdefault(name, []).append(f"{group.label} {rate:.3g}")
+    told = (f"{', '.join(shown)} (search {name})" for name, shown in rates.items())
+    return "; ".join(told)
 
 
 def _lookup(node: object, path: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ _SOURCES = (
     "runs/*/*/*/*.json*",
     "runs/*/*/*/config.yaml",
     "benchmarks/*",
+    "tuning/*/*.*",
     "theory/*",
 )
 

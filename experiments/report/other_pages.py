@@ -1,4 +1,4 @@
-"""The pages that are about no single experiment: theory, benchmarks, the ledger of deviations."""
+"""Pages about no single experiment: theory, tuning, benchmarks, the ledger of deviations."""
 
 from __future__ import annotations
 
@@ -94,6 +94,17 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
         name = path.stem.replace("_", " ")
         links = _links(sources, material, to_results)
         documents.append(Document(path.stem, title or name, body, links))
+    return documents
+
+
+def tuning_documents(material: Material, to_results: str) -> list[Document]:
+    """Every search of settings: best and median trials, all trials and what was chosen linked."""
+    documents = []
+    for path in sorted((material.results_dir / "tuning").glob("*/summary.md")):
+        title, rest = _without_title(path.read_text(encoding="utf-8"))
+        sources = sorted(file for file in path.parent.iterdir() if file.is_file())
+        links = _links(sources, material, to_results)
+        documents.append(Document(path.parent.name, title, to_html(rest), links))
     return documents
 
 

@@ -25,6 +25,7 @@ from experiments.report.other_pages import (
     benchmark_documents,
     ledger_rows,
     theory_document,
+    tuning_documents,
 )
 from experiments.report.prose import experiment_prose
 
@@ -72,8 +73,7 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
     material = load_material(results_dir)
     to_results = Path(os.path.relpath(results_dir, out_dir)).as_posix()
     theory = theory_document(material, to_results)
-    benchmarks = benchmark_documents(material, to_results)
-    pages = _pages(material, to_results, theory, benchmarks)
+    pages = _pages(material, to_results, theory)
     environment = _environment()
     shared = {"pages": pages, "summary": _summary(material)}
     assert len({page.file for page in pages}) == len(pages), "two pages of one name"
@@ -88,9 +88,7 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
     return _write(out_dir, texts, images)
 
 
-def _pages(
-    material: Material, to_results: str, theory: Document | None, benchmarks: list[Document]
-) -> list[Page]:
+def _pages(material: Material, to_results: str, theory: Document | None) -> list[Page]:
     rows = claim_rows(material, material.claims)
     shared = {"symbols": SYMBOLS, "papers": PAPERS, "outcomes": OUTCOMES, "to_results": to_results}
     first = {"rows": rows, "tally": tally(rows), "filters": filters(rows)}
@@ -104,13 +102,15 @@ def _pages(
             "rows": claim_rows(material, material.claims_about(name)),
         }
         pages.append(Page(f"{name}.html", name, "Experiments", "experiment.html", values))
-    if theory is not None:
-        pages.append(
-            Page("theory.html", "Theory", "More", "document.html", {"documents": [theory]})
-        )
-    if benchmarks:
-        values = {"documents": benchmarks}
-        pages.append(Page("benchmarks.html", "Benchmarks", "More", "document.html", values))
+    committed = {
+        "Theory": [theory] if theory is not None else [],
+        "Tuning": tuning_documents(material, to_results),
+        "Benchmarks": benchmark_documents(material, to_results),
+    }
+    for title, documents in committed.items():
+        if documents:
+            file, values = f"{title.lower()}.html", {"documents": documents}
+            pages.append(Page(file, title, "More", "document.html", values))
     if material.deviations:
         values = {"ledger": ledger_rows(material, to_results)}
         pages.append(Page("ledger.html", "Deviations", "More", "ledger.html", values))

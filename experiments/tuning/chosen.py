@@ -1,4 +1,9 @@
-"""The settings that a search chose, in a file that reporting runs take them from."""
+"""The settings that a search chose, in files that reporting runs take them from.
+
+`chosen.yaml` is given to a campaign (`reproduce --tuned`), or *adopted*: as a config for each
+optimizer in `configs/experiment/tuned/<experiment>-<scale>/`, which the scale's file names, so that
+every command trains with them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
+from experiments.contestants import TUNED_GROUP
 from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
 from experiments.tuning.space import check_seeds
+
+_ADOPTED = """# @package _global_
+# Written by python -m experiments.tune with --adopt: what the search chose, over the recipe.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,35 @@ class Chosen:
                 f"{nearest(optimizer, self.settings)}"
             )
         return tuple(f"{key}={value!r}" for key, value in self.settings[optimizer].items())
+
+    @property
+    def name(self) -> str:
+        """Of the search: its folder in `results/tuning`, and that of the configs."""
+        return f"{self.experiment}-{self.scale}"
+
+    def adopt(self, config_dir: Path) -> list[Path]:
+        """Write a config for each optimizer that sets what was chosen for it.
+
+        Args:
+            config_dir: the folder of the configs.
+
+        Returns:
+            The files.
+        """
+        files = []
+        for optimizer, values in self.settings.items():
+            config = OmegaConf.create({"experiment": {"tuned": self.name}})
+            for key, value in values.items():
+                OmegaConf.update(config, key, value)
+            path = config_dir / TUNED_GROUP / self.name / f"{optimizer}.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, _ADOPTED + OmegaConf.to_yaml(config))
+            files.append(path)
+        return files
+
+    def adoption(self) -> str:
+        """The entry of the scale's defaults list that makes runs take the adopted configs."""
+        return f"optional /{TUNED_GROUP}/{self.name}: ${{optimizer}}"
 
     def check(self, experiment: str, seeds: Sequence[int]) -> None:
         """Refuse another experiment, and seeds that the settings were chosen on.

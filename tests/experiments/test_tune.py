@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,14 @@ def test_every_optimizer_may_be_searched_over_equal_decades():
         assert np.log10(span.high / span.low) == pytest.approx(3.5, abs=0.03)
     names = {compose_config([f"experiment={e}"]).dataset.name for e in options("experiment")}
     assert names <= set(space.holdout)
+
+
+def test_the_small_budget_is_as_wide_for_every_optimizer():
+    space = read_space("two_decades")
+    for ranges in space.search.values():
+        assert list(ranges) == ["optimizer.lr"]
+        span = ranges["optimizer.lr"]
+        assert span.high / span.low == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +288,30 @@ def test_chosen_settings_are_used_as_they_were_found(line, wanted, tmp_path, cap
     file.write_text("a: 1\n")
     assert reproduce.main(["digits_mlp", *tail]) == 2
     assert "is no chosen.yaml" in capfd.readouterr().err
+
+
+def test_adopted_settings_are_configs_over_the_recipe(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "chosen.yaml"
+    file.write_text(CHOSEN)
+    configs = shutil.copytree(CONFIG_DIR, tmp_path / "configs")
+    scale_file = configs / "experiment/scale/digits_mlp/full.yaml"
+    monkeypatch.setattr(tune, "CONFIG_DIR", configs)
+    tune.adopt(search_in(tmp_path, scale="full"))
+    told = capsys.readouterr().out
+    entry = "- optional /experiment/tuned/digits_mlp-full: ${optimizer}"
+    assert "digits_mlp-full/sgd.yaml" in told and f"{scale_file}:\n  {entry}" in told
+    text = scale_file.read_text()
+    assert "# @package _global_" in text and "defaults" not in text
+    scale_file.write_text(f"# @package _global_\ndefaults:\n  {entry}\n{text}")
+    tune.adopt(search_in(tmp_path, scale="full"))
+    assert "to train with them" not in capsys.readouterr().out
+    monkeypatch.setattr("experiments.composition.CONFIG_DIR", configs)
+    config = compose_config(["experiment=digits_mlp", "optimizer=sgd", "scale=full"])
+    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, "digits_mlp-full")
+    config = compose_config(["experiment=digits_mlp", "optimizer=sgd", "optimizer.lr=0.5"])
+    assert config.optimizer.lr == 0.5
+    other = compose_config(["experiment=digits_mlp", "optimizer=adam"])  # nothing was chosen for it
+    assert other.experiment.tuned is None
 
 
 def test_trial_is_an_ordinary_run_in_the_searchs_folder(tmp_path):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.composition import compose_config, recipe_note
 from experiments.contestants import CONFIG_DIR, arms, optimizers_with_recipe, options
 from experiments.runs.spec import RunSpec
+from experiments.tuning.chosen import Chosen
+
+ROOT = Path(__file__).resolve().parents[3]
 
 EXPERIMENTS = (
     "ablation",
@@ -192,13 +197,37 @@ def test_scales_differ_in_what_decides_the_numbers(experiment: str) -> None:
     assert len(keys) == len(SCALES)
 
 
+def searched(experiment: str, optimizer: str) -> dict[str, float]:
+    """What the search at reduced scale chose, from its own file."""
+    file = ROOT / "results/tuning" / f"{experiment}-reduced" / "chosen.yaml"
+    adopted = (CONFIG_DIR / "experiment/tuned" / f"{experiment}-reduced").is_dir()
+    chosen = yaml.safe_load(file.read_text())["settings"] if adopted else {}
+    return {key.removeprefix("optimizer."): v for key, v in chosen.get(optimizer, {}).items()}
+
+
+def test_adopted_configs_are_those_of_a_committed_search_and_are_used() -> None:
+    for folder in (CONFIG_DIR / "experiment/tuned").glob("*"):
+        chosen = Chosen.load(ROOT / "results/tuning" / folder.name / "chosen.yaml")
+        assert folder.name == chosen.name
+        assert {path.stem for path in folder.iterdir()} == set(chosen.settings)
+        for optimizer in chosen.settings:
+            config = composed(chosen.experiment, optimizer, f"scale={chosen.scale}")
+            assert config.experiment.tuned == folder.name
+            for key, value in chosen.settings[optimizer].items():
+                assert OmegaConf.select(config, key) == value
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_scale_never_touches_the_recipe_but_for_the_pairs_of_a_smoke_run(experiment: str) -> None:
+def test_scale_touches_no_recipe_but_for_a_search_and_the_pairs_of_a_smoke_run(
+    experiment: str,
+) -> None:
     for optimizer in optimizers_with_recipe(experiment):
         full, reduced, smoke = (
             dict(composed(experiment, optimizer, f"scale={scale}").optimizer) for scale in SCALES
         )
-        assert full == reduced
+        tuned = searched(experiment, optimizer)
+        assert reduced == full | tuned
+        assert set(tuned) <= {"lr"}
         assert smoke == full | ({"update_interval": 1} if smoke.get("update_interval") == 1 else {})
 
 

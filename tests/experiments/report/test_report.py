@@ -16,7 +16,7 @@ from experiments.report.__main__ import main
 from experiments.report.cells import sort_key
 from experiments.report.judged import refuse_outdated
 from experiments.report.site import build
-from tests.experiments.analysis.run_factory import FakeRun
+from tests.experiments.analysis.run_factory import FakeRun, write_runs
 from tests.experiments.report.report_toys import write_results
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,6 +92,29 @@ def test_words_tell_contestants_apart_by_intervals_alone(pages):
     assert "missed test_top1 &gt;= 90: Adam (1 of 1)" in text
     assert "adam/reduced-seed0" in text and "diverged" in text
     assert "cos(d, g) 0.89 (median): a direction of its own, near the gradient" in text
+
+
+def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
+    folder = write_results(tmp_path)
+    for path in folder.glob("runs/toy/sgd/reduced-*"):
+        shutil.rmtree(path)
+    tuned = {"tuned": "toy-reduced", "baseline": "sgd"}
+    write_runs(folder, FakeRun("sgd", 0, settings={"lr": 0.0312}, roles=tuned))
+    search = folder / "tuning" / "toy-reduced"
+    search.mkdir(parents=True)
+    (search / "summary.md").write_text("# Tuning of toy\n\n| trials |\n| --- |\n| 5 |\n")
+    (search / "trials.csv").write_text("optimizer,trial\n")
+    (search / "runs").mkdir()
+    write_registry(folder, folder / "claims.yaml")
+    build(folder, folder / "report")
+    page = (folder / "report" / "toy.html").read_text("utf-8")
+    assert "<dt>learning rates</dt><dd>SGD 0.0312 (search toy-reduced)</dd>" in page
+    page = (folder / "report" / "tuning.html").read_text("utf-8")
+    assert "<h1>Tuning of toy</h1>" in page and "<td>5</td>" in page
+    assert re.findall(r'href="(\.\./tuning/[^"]*)"', page) == [
+        "../tuning/toy-reduced/summary.md",
+        "../tuning/toy-reduced/trials.csv",
+    ]
 
 
 def test_the_same_results_give_the_same_bytes_wherever_they_lie(results, pages, tmp_path):
