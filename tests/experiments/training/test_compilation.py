@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from experiments.errors import UserError
 from experiments.training.clock import TrainingClock
 from experiments.training.trainer import Trainer
-from tests.experiments.optimizers.test_kfac import CONFIG as KFAC
+from tests.experiments.optimizers.kfac_nets import CONFIG as KFAC
 from tests.experiments.run_configs import assert_same_run, newest_state, run_spec, stop_at
 
 # 192 images: three batches, all of them in passes of 32.
