@@ -7,10 +7,12 @@ apart; the markers say the same thing again for a black-and-white print.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from experiments.analysis.groups import Group
-from experiments.contestants import arms
+from experiments.contestants import arms, figures
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,9 @@ LOOKS = {
     "slbfgs": Look("#56B4E9", "P"),  # sky blue
     "adamw": Look("#000000", "X"),
 }
+_GREY = "#999999"
 _OTHERS = (
-    Look("#999999", "<"),
+    Look(_GREY, "<"),
     Look("#F0E442", ">"),
     Look("#56B4E9", "h"),
     Look("#CC79A7", "p"),
@@ -51,8 +54,10 @@ LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = (
 def look(contestant: str, experiment: str = "") -> Look:
     """Colour and marker of an optimizer or an arm, whichever others are drawn.
 
-    An arm's look follows from its place among the arms of its experiment in `configs/`; an arm that
-    is named like an optimizer looks like it. An unknown name gets a fixed look by its spelling.
+    An arm's look follows from `configs/` alone: the arms of its experiment, and the figures that
+    its config names, in each of which every contestant has a colour and a marker of its own as long
+    as there are enough. An arm that is named like an optimizer looks like it. An unknown name gets
+    a fixed look by its spelling.
 
     Args:
         contestant: name of the arm, or of the optimizer.
@@ -60,14 +65,36 @@ def look(contestant: str, experiment: str = "") -> Look:
     """
     if contestant in LOOKS:
         return LOOKS[contestant]
-    own = [name for name in arms(experiment) if name not in LOOKS]
-    if contestant in own:
-        # Not the colour of an optimizer that takes part itself, as long as enough are left.
-        free = [entry.colour for name, entry in LOOKS.items() if name not in arms(experiment)]
-        colours = free if len(free) >= 4 else [entry.colour for entry in LOOKS.values()]
-        round_, place = divmod(own.index(contestant), len(colours))
-        return Look(colours[place], _ARM_MARKERS[(round_ + place) % len(_ARM_MARKERS)])
+    if contestant in arms(experiment):
+        return _looks_of_arms(experiment)[contestant]
     return _OTHERS[zlib.crc32(contestant.encode()) % len(_OTHERS)]
+
+
+@cache
+def _looks_of_arms(experiment: str) -> dict[str, Look]:
+    """A look for each arm that is not named like an optimizer; no two are equal."""
+    names, shown = arms(experiment), figures(experiment)
+    # Not the colour of an optimizer that takes part itself, as long as enough are left.
+    free = [look.colour for name, look in LOOKS.items() if name not in names]
+    colours = [*free, _GREY] if len(free) >= 4 else [look.colour for look in LOOKS.values()]
+    looks: dict[str, Look] = {}
+    drawn = [name for members in shown.values() for name in members if name in names]
+    for arm in dict.fromkeys((*drawn, *names)):
+        if arm in LOOKS:
+            continue
+        together = {name for members in shown.values() if arm in members for name in members}
+        beside = [looks[name] for name in together if name in looks]
+        taken, used = [each.colour for each in beside], [each.colour for each in looks.values()]
+        rare = min(map(taken.count, colours))
+        colour = _rarest([c for c in colours if taken.count(c) == rare], used)
+        free_markers = [m for m in _ARM_MARKERS if Look(colour, m) not in looks.values()]
+        looks[arm] = Look(colour, _rarest(free_markers, [each.marker for each in beside]))
+    return looks
+
+
+def _rarest(candidates: Sequence[str], used: Sequence[str]) -> str:
+    """The first of those that were used least."""
+    return min(candidates, key=used.count)
 
 
 def look_of(group: Group) -> Look:

@@ -14,7 +14,8 @@ from experiments.analysis import figures, palette
 from experiments.analysis.curvature import summarise_curvature, trace
 from experiments.analysis.groups import group_runs
 from experiments.analysis.runs import load_runs
-from experiments.contestants import CONFIG_DIR, arms
+from experiments.contestants import CONFIG_DIR, arms, options
+from experiments.contestants import figures as drawn_together
 
 
 def results_of(tmp_path, *runs):
@@ -104,6 +105,14 @@ def test_every_arm_of_an_experiment_has_its_own_look(experiment):
     looks = {palette.look(name, experiment) for name in names}
     assert len(looks) == len(names) > len(palette.LOOKS)
     assert palette.look("mlbfgs", experiment) == palette.look("mlbfgs")
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_no_two_contestants_of_a_figure_share_a_colour_or_a_marker(experiment):
+    for names in drawn_together(experiment).values():
+        looks = [palette.look(name, experiment) for name in names]
+        assert len({look.colour for look in looks}) == len(names)
+        assert len({look.marker for look in looks}) == len(names)
 
 
 def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
