@@ -127,13 +127,14 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
     def holds(
         subject: str, relation: str, reference: str, measure: str, scale: str | None = None
     ) -> str:
-        """The interval of the difference lies above ("above") or below ("below") 0."""
+        """The interval of the difference lies "above" or "below" 0, or holds it ("level with")."""
         results = at(scale)
         first, second = group_of(results, subject), group_of(results, reference)
         bounds = compare_groups(results, first, second, measure).interval
         sides = {
             "above": bounds is not None and bounds.low > 0,
             "below": bounds is not None and bounds.high < 0,
+            "level with": bounds is not None and bounds.low <= 0 <= bounds.high,
         }
         if relation not in sides:
             raise UserError(f"relation {relation!r}: {nearest(relation, sides)}")
@@ -144,7 +145,14 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
             )
         return ""
 
-    return {"ours": ours, "difference": difference, "setting": setting, "holds": holds}
+    def has(scale: str, *contestants: str) -> bool:
+        """Whether there are several seeds of each at this scale: to ask before speaking of it."""
+        found = [results for results in all_results if results.scale == scale]
+        groups = [found[0].of_contestant(name) for name in contestants] if found else []
+        return bool(found) and all(len(g) == 1 and len(g[0].ended) > 1 for g in groups)
+
+    functions = (ours, difference, setting, holds, has)
+    return {function.__name__: function for function in functions}
 
 
 def _traced(results: Results, groups: Sequence[Group], text: str) -> Markup:

@@ -85,6 +85,10 @@ def _speed(results: Results) -> list[str]:
     over = results.baseline()
     if over is None or results.target is None:
         return []
+    if not _reached(results, over):
+        names = [group.label for group in results.groups if _reached(results, group)]
+        alone = f"reached {results.target}, which no run of {over.label} did: {', '.join(names)}"
+        return [*([alone] if names else []), *_misses(results)]
     lines = []
     for measure, unit in (("steps_to_target", "steps"), ("seconds_to_target", "seconds")):
         sides: dict[str, list[str]] = {"faster than": [], "slower than": []}
@@ -99,15 +103,19 @@ def _speed(results: Results) -> list[str]:
         for side, names in sides.items():
             if names:
                 lines.append(f"{side} {over.label} to {results.target}, {unit}: {', '.join(names)}")
-    misses = [_missed(results, group) for group in results.groups]
-    if any(misses):
-        lines.append(f"missed {results.target}: {', '.join(filter(None, misses))}")
-    return lines
+    return [*lines, *_misses(results)]
 
 
-def _missed(results: Results, group: Group) -> str:
+def _reached(results: Results, group: Group) -> bool:
+    """Whether a run of the group reached the target."""
     value = estimate_of(results, group, "steps_to_target")
-    return f"{group.label} ({value.misses} of {value.n})" if value.misses else ""
+    return value.misses < value.n
+
+
+def _misses(results: Results) -> list[str]:
+    values = {group: estimate_of(results, group, "steps_to_target") for group in results.groups}
+    names = [f"{group.label} ({v.misses} of {v.n})" for group, v in values.items() if v.misses]
+    return [f"missed {results.target}: {', '.join(names)}"] if names else []
 
 
 def _side(found: Comparison, neutral: float) -> str:

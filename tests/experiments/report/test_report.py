@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.analysis.registry import results_of
 from experiments.analysis.registry_page import write_registry
 from experiments.errors import UserError
 from experiments.report import prose
@@ -16,6 +17,7 @@ from experiments.report.__main__ import main
 from experiments.report.cells import sort_key
 from experiments.report.judged import refuse_outdated
 from experiments.report.site import build
+from experiments.report.words import findings
 from tests.experiments.analysis.run_factory import FakeRun, write_runs
 from tests.experiments.report.report_toys import write_results
 
@@ -94,6 +96,20 @@ def test_words_tell_contestants_apart_by_intervals_alone(pages):
     assert "cos(d, g) 0.89 (median): a direction of its own, near the gradient" in text
 
 
+def test_a_target_that_the_baseline_never_reaches_is_told_without_ratios(tmp_path):
+    roles = {"baseline": "sgd"}
+    target = {"metric": "test_top1", "value": 90.0}
+    for seed in range(2):
+        slow = FakeRun("sgd", seed, top1=(70.0, 80.0, 85.0), target=target, roles=roles)
+        fast = FakeRun("adam", seed, top1=(70.0, 80.0, 91.0 + seed), target=target, roles=roles)
+        write_runs(tmp_path, slow, fast)
+    (results,) = results_of(tmp_path, "toy")
+    told = findings(results)
+    assert "reached test_top1 >= 90, which no run of SGD did: Adam" in told
+    assert "missed test_top1 >= 90: SGD (2 of 2)" in told
+    assert not any("faster" in line for line in told)
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
@@ -159,8 +175,6 @@ def test_a_dead_link_stops_the_build(results, tmp_path, monkeypatch):
 
 @pytest.fixture
 def write_prose(results, tmp_path):
-    from experiments.analysis.registry import results_of
-
     def fill(text):
         (tmp_path / "toy.md").write_text(text)
         return prose.experiment_prose("toy", results_of(results, "toy"), tmp_path)
@@ -192,6 +206,10 @@ def test_prose_takes_its_numbers_from_the_runs(write_prose):
             '{{ holds("mlbfgs", "below", "sgd", "final_top1", scale="reduced") }}',
             r"is below that of sgd, the runs say \[1\.62, 3\.05\]",
         ),
+        (
+            '{{ holds("mlbfgs", "level with", "sgd", "final_top1", scale="reduced") }}',
+            r"is level with that of sgd, the runs say \[1\.62, 3\.05\]",
+        ),
     ],
 )
 def test_prose_that_the_runs_do_not_bear_stops_the_build(write_prose, text, complaint):
@@ -207,9 +225,29 @@ def test_every_text_is_about_an_experiment_has_a_title_and_no_typed_number(path)
     prose.refuse_typed_numbers(text, path.name)
 
 
+@pytest.mark.parametrize("path", sorted(prose.FOLDER.glob("*.md")), ids=lambda path: path.stem)
+def test_no_text_speaks_of_runs_that_there_are_not(path, tmp_path):
+    """A user's own results may be one run of any scale."""
+    for scale in ("full", "reduced", "smoke"):
+        write_runs(tmp_path / scale, FakeRun("sgd", experiment=path.stem, scale=scale))
+        assert "<h1>" in prose.experiment_prose(path.stem, results_of(tmp_path / scale, path.stem))
+
+
+def test_a_text_asks_before_it_speaks_of_a_scale(write_prose):
+    text = '{% if has("reduced", "sgd", "mlbfgs") %}both{% endif %}'
+    assert write_prose(text) == "<p>both</p>\n"
+    assert write_prose('{% if has("full") %}full{% endif %}') == "<p>full</p>\n"
+    text = (
+        '{% if has("reduced", "sgd", "adam") or has("smoke") or has("full", "sgd") %}no{% endif %}'
+    )
+    assert write_prose(text) == ""
+
+
 def test_a_statement_that_holds_prints_nothing(write_prose):
     text = '{{ holds("mlbfgs", "above", "sgd", "final_top1", scale="reduced") }}better'
     assert write_prose(text) == "<p>better</p>\n"
+    text = '{{ holds("kfac", "level with", "sgd", "final_top1", scale="reduced") }}equal'
+    assert write_prose(text) == "<p>equal</p>\n"
 
 
 @pytest.mark.parametrize(
