@@ -5,14 +5,12 @@ An *arm* is one setting of an optimizer where an experiment needs several: the f
 `arm=<arm>` beside `experiment=` chooses the file. A *contestant* is an arm, or an optimizer where
 there is no arm; its name is the folder of its runs and its label in every table.
 
-Hydra and torch are not used here, so that the analysis needs neither for it.
+Only names of files are looked at here, so that the analysis needs neither Hydra nor torch for it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-
-import yaml
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 RECIPE_GROUP = "experiment/recipe"
@@ -38,15 +36,6 @@ def optimizers_with_recipe(experiment: str) -> tuple[str, ...]:
 def arms(experiment: str) -> tuple[str, ...]:
     """The arms of an experiment, by name; empty where it has none."""
     return tuple(options(f"{ARM_GROUP}/{experiment}"))
-
-
-def figures(experiment: str) -> dict[str, list[str]]:
-    """Contestants of each figure that the config of an experiment names; empty where none is."""
-    path = CONFIG_DIR / "experiment" / f"{experiment}.yaml"
-    if not path.is_file():
-        return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return dict(content["experiment"].get("figures") or {})
 
 
 def experiments_with_arm(arm: str) -> tuple[str, ...]:

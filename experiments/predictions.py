@@ -19,8 +19,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
-from experiments.analysis.costs import PREDICTIONS, Work
+from experiments.analysis.judging.claims import DEFAULT_CLAIMS, load_claims
+from experiments.analysis.judging.costs import PREDICTIONS, Work
 from experiments.campaign.outlook import count_cost
 from experiments.campaign.selection import select
 from experiments.composition import compose_config

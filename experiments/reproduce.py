@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from experiments.analysis.claims import DEFAULT_CLAIMS, load_claims
-from experiments.analysis.costs import PREDICTIONS, load_predictions
+from experiments.analysis.judging.claims import DEFAULT_CLAIMS, load_claims
+from experiments.analysis.judging.costs import PREDICTIONS, load_predictions
 from experiments.campaign.campaign import Campaign, Plan, refuse_options
 from experiments.campaign.judging import judge
 from experiments.campaign.matrix import Standing, standing, time_left_lines, totals

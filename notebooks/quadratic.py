@@ -27,9 +27,9 @@ import torch
 from IPython.display import display
 
 import experiments
-from experiments.analysis.figures import STYLE
-from experiments.analysis.theory import load_subjects
-from experiments.analysis.theory_figures import METHODS, figure1
+from experiments.analysis.showing.figures import STYLE
+from experiments.analysis.judging.theory import load_subjects
+from experiments.analysis.showing.theory_figures import METHODS, figure1
 from experiments.theory.quadratic import Setting, losses, steps_to_goal, trajectory
 from mlbfgs import MLBFGS
 

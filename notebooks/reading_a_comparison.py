@@ -22,13 +22,13 @@ import matplotlib
 from IPython.display import Markdown, display
 
 import experiments
-from experiments.analysis.curvature import summarise_curvature
-from experiments.analysis.figures import STYLE, curvature_figure, training_figure
-from experiments.analysis.groups import group_runs
-from experiments.analysis.measures import measure_named
-from experiments.analysis.pairing import compare_groups
-from experiments.analysis.runs import load_runs
-from experiments.analysis.tables import result_tables
+from experiments.analysis.measuring.curvature import summarise_curvature
+from experiments.analysis.showing.figures import STYLE, curvature_figure, training_figure
+from experiments.analysis.measuring.groups import group_runs
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.pairing import compare_groups
+from experiments.analysis.measuring.runs import load_runs
+from experiments.analysis.showing.tables import result_tables
 
 RESULTS = Path(experiments.__file__).parents[1] / "results"
 EXPERIMENT = "digits_mlp"

@@ -74,6 +74,11 @@ def test_collectives_stay_where_processes_are_known():
             ["training", "runs", "data", "models", "optimizers", "settings", "errors"],
         ),
         ("launching", ["launching", "training", "runs", "settings", "errors"]),
+        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors"]),
+        (
+            "analysis/judging",
+            ["analysis.judging", "analysis.measuring", "contestants", "errors"],
+        ),
     ],
 )
 def test_rooms_know_what_they_are_built_on_alone(room, may_import):

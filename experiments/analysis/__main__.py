@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.analysis.registry_page import write_registry
-from experiments.analysis.runs import SCALES
-from experiments.analysis.summary import summarise
+from experiments.analysis.measuring.runs import SCALES
+from experiments.analysis.showing.registry_page import write_registry
+from experiments.analysis.showing.summary import summarise
 from experiments.errors import UserError
 
 

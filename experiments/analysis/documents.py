@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments.analysis.deviations import ledger_document
+from experiments.analysis.showing.deviations import ledger_document
 from experiments.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -48,7 +48,7 @@ def judge(
 def _summarise(campaign: Campaign, plan: Plan, *, alone: bool) -> None:
     """Tables and figures of one experiment; on the terminal too where it is the only one."""
     # Imported here because it loads the plotting library.
-    from experiments.analysis.summary import summarise, verdict_lines
+    from experiments.analysis.showing.summary import summarise, verdict_lines
 
     summary = summarise(
         campaign.results_dir,
@@ -68,9 +68,9 @@ def _summarise(campaign: Campaign, plan: Plan, *, alone: bool) -> None:
 
 def _judge_claims(selection: Selection, results_dir: Path, scale: str) -> None:
     """The page over all claims; the verdicts on the terminal where claims were asked for."""
-    from experiments.analysis.registry import judge_registry
-    from experiments.analysis.registry_page import write_page
-    from experiments.analysis.tables import comparison_table
+    from experiments.analysis.judging.registry import judge_registry
+    from experiments.analysis.showing.registry_page import write_page
+    from experiments.analysis.showing.tables import comparison_table
 
     registry = judge_registry(results_dir)
     if not selection.whole:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from experiments.analysis.costs import Cost, Predictions, cost_of_runs
-from experiments.analysis.quantities import duration
-from experiments.analysis.registry import results_of
+from experiments.analysis.judging.costs import Cost, Predictions, cost_of_runs
+from experiments.analysis.judging.registry import results_of
+from experiments.analysis.measuring.quantities import duration
 from experiments.campaign.campaign import Campaign, Plan
 from experiments.campaign.states import State, state_of
 from experiments.errors import UserError

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from experiments.analysis.quantities import duration
+from experiments.analysis.measuring.quantities import duration
 from experiments.cost_plan import META, CostPlan, make_plan, predict
 from experiments.data import build_data
 from experiments.data.shapes import data_shape

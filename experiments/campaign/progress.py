@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from experiments.analysis.quantities import duration
+from experiments.analysis.measuring.quantities import duration
 from experiments.errors import UserError
 from experiments.runs.directory import read_status
 from experiments.runs.outcome import Outcome

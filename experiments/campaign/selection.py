@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.analysis.claims import Claim
+from experiments.analysis.judging.claims import Claim
 from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from experiments.analysis.quantities import MINUS, NOTHING
+from experiments.analysis.measuring.quantities import MINUS, NOTHING
 
 _NUMBER = re.compile(r"^(?:median )?([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
 _NEVER = ("miss", "never", "diverged", "none", "not computable")

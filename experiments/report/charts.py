@@ -14,13 +14,13 @@ from html import escape
 
 import numpy as np
 
-from experiments.analysis.curvature import trace
-from experiments.analysis.curves import AXES, Axis, Curve, curve
-from experiments.analysis.groups import Group, Results
-from experiments.analysis.measures import FALLING_METRICS
-from experiments.analysis.palette import LINES, look_of
-from experiments.analysis.quantities import MINUS
-from experiments.analysis.runs import FloatArray, Run
+from experiments.analysis.measuring.curvature import trace
+from experiments.analysis.measuring.curves import AXES, Axis, Curve, curve
+from experiments.analysis.measuring.groups import Group, Results
+from experiments.analysis.measuring.measures import FALLING_METRICS
+from experiments.analysis.measuring.quantities import MINUS
+from experiments.analysis.measuring.runs import FloatArray, Run
+from experiments.analysis.showing.palette import LINES, look_of
 from experiments.report import svg
 from experiments.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale
 

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.analysis import quantities
-from experiments.analysis.claims import OURS
-from experiments.analysis.measures import measure_named
-from experiments.analysis.runs import SCALES
-from experiments.analysis.theory import short
+from experiments.analysis.judging.claims import OURS
+from experiments.analysis.judging.theory import short
+from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.runs import SCALES
 from experiments.report import svg
 from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
 from experiments.report.material import Material

@@ -14,10 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.measures import measure_named
-from experiments.analysis.quantities import MINUS
-from experiments.analysis.runs import Record, Run, load_runs
-from experiments.analysis.theory import load_subjects
+from experiments.analysis.judging.theory import load_subjects
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.quantities import MINUS
+from experiments.analysis.measuring.runs import Record, Run, load_runs
 from experiments.errors import UserError
 from experiments.report.judged import CLAIMS_FILE, JudgedClaim, Judgement, load_judged
 

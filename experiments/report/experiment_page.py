@@ -6,15 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.analysis import quantities
-from experiments.analysis.claims import reproduce_command
-from experiments.analysis.comparison import Comparison
-from experiments.analysis.contrasts import TOP1
-from experiments.analysis.curvature import summarise_curvature
-from experiments.analysis.groups import Group, Results
-from experiments.analysis.measures import measure_named
-from experiments.analysis.runs import Run
-from experiments.analysis.tables import Table, estimate_of, result_tables, speedup_over_sgd
+from experiments.analysis.judging.claims import reproduce_command
+from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.comparison import Comparison
+from experiments.analysis.measuring.contrasts import TOP1
+from experiments.analysis.measuring.curvature import summarise_curvature
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.groups import Group, Results
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.runs import Run
+from experiments.analysis.showing.tables import Table, result_tables
 from experiments.report import charts
 from experiments.report.cells import Cell, HtmlTable, number_cell
 from experiments.report.charts import Entry, Panel

@@ -15,8 +15,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from experiments.analysis.claims import DEFAULT_CLAIMS
-from experiments.analysis.registry import judge_registry
+from experiments.analysis.judging.claims import DEFAULT_CLAIMS
+from experiments.analysis.judging.registry import judge_registry
 from experiments.errors import UserError
 
 CLAIMS_FILE = "summary/claims.json"

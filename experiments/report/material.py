@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.analysis.deviations import Deviation, load_ledger
-from experiments.analysis.groups import Results, group_runs
-from experiments.analysis.runs import Run, load_runs
+from experiments.analysis.measuring.groups import Results, group_runs
+from experiments.analysis.measuring.runs import Run, load_runs
+from experiments.analysis.showing.deviations import Deviation, load_ledger
 from experiments.errors import UserError
 from experiments.report.judged import CLAIMS_FILE, JudgedClaim, load_judged, refuse_outdated
 

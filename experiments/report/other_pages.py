@@ -9,9 +9,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from experiments.analysis import quantities
-from experiments.analysis.deviations import Deviation, measured
-from experiments.analysis.groups import Group, Results, display_name
+from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.groups import Group, Results, display_name
+from experiments.analysis.showing.deviations import Deviation, measured
 from experiments.report.markdown import images_in, to_html
 from experiments.report.material import Material
 

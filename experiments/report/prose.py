@@ -15,11 +15,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 from markupsafe import Markup
 
-from experiments.analysis import quantities
-from experiments.analysis.groups import Group, Results
-from experiments.analysis.measures import measure_named
-from experiments.analysis.pairing import compare_groups
-from experiments.analysis.tables import estimate_of
+from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.estimates import estimate_of
+from experiments.analysis.measuring.groups import Group, Results
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.pairing import compare_groups
 from experiments.errors import UserError, nearest
 from experiments.report.markdown import to_html
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from experiments.analysis.quantities import duration
+from experiments.analysis.measuring.quantities import duration
 from experiments.errors import UserError
 from experiments.report.claims_page import PAPERS, SYMBOLS, claim_rows, filters, tally
 from experiments.report.experiment_page import section

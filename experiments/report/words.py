@@ -6,12 +6,12 @@ excludes 0; otherwise the two are not told apart. One seed has no interval and t
 
 from __future__ import annotations
 
-from experiments.analysis import quantities
-from experiments.analysis.comparison import Comparison
-from experiments.analysis.contrasts import TOP1, difference, gain_lines
-from experiments.analysis.groups import Group, Results
-from experiments.analysis.statistics import Estimate
-from experiments.analysis.tables import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.comparison import Comparison
+from experiments.analysis.measuring.contrasts import TOP1, difference, gain_lines
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.groups import Group, Results
+from experiments.analysis.measuring.statistics import Estimate
 from experiments.report.material import training_seconds
 
 

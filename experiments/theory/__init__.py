@@ -2,6 +2,6 @@
 
 Every module settles one subject and returns a `Findings` (`experiments.theory.findings`): named
 quantities with their intervals, tables and series, written to `results/theory/<subject>.json`. The
-verdicts are computed from these files by `experiments.analysis.theory`, which knows neither torch
-nor the optimizer.
+verdicts are computed from these files by `experiments.analysis.judging.theory`, which knows neither
+torch nor the optimizer.
 """

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from experiments.analysis.theory_page import write_page
+from experiments.analysis.showing.theory_page import write_page
 from experiments.errors import UserError, nearest
 from experiments.theory.settling import settle
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from scipy.stats import beta
 
-from experiments.analysis.comparison import Comparison
-from experiments.analysis.statistics import CONFIDENCE, Estimate
+from experiments.analysis.measuring.comparison import Comparison
+from experiments.analysis.measuring.statistics import CONFIDENCE, Estimate
 from experiments.runs.atomic import write_atomically
 
 DIGITS = 10

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.analysis.statistics import median_interval
+from experiments.analysis.measuring.statistics import median_interval
 from experiments.theory.findings import Findings, Quantity, exact, share
 from mlbfgs import MLBFGS
 

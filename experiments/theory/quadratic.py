@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from experiments.analysis.comparison import compare
-from experiments.analysis.statistics import median_interval
+from experiments.analysis.measuring.comparison import compare
+from experiments.analysis.measuring.statistics import median_interval
 from experiments.theory.findings import Findings, compared, exact, share
 from mlbfgs import MLBFGS
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.analysis.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[3]
-from run_factory import FakeRun, write_runs  # noqa: E402
+from tests.experiments.analysis.run_factory import FakeRun, write_runs  # noqa: E402
 
 
 @pytest.fixture

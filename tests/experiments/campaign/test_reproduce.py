@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis.claims import load_claims
+from experiments.analysis.judging.claims import load_claims
 from experiments.campaign.campaign import Campaign
 from experiments.campaign.progress import Progress
 from experiments.campaign.states import state_of

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from experiments.analysis.claims import OURS, Claim, load_claims
+from experiments.analysis.judging.claims import OURS, Claim, load_claims
 from experiments.composition import compose_config
 from experiments.contestants import arms, optimizers_with_recipe, options
 from experiments.runs.spec import RunSpec

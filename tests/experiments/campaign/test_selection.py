@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis.claims import load_claims
-from experiments.analysis.costs import Predictions, Work
+from experiments.analysis.judging.claims import load_claims
+from experiments.analysis.judging.costs import Predictions, Work
 from experiments.campaign.campaign import Campaign, Plan
 from experiments.campaign.matrix import standing, time_left_lines, totals
 from experiments.campaign.running import visible_gpus

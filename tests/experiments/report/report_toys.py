@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from experiments.analysis.registry_page import write_registry
+from experiments.analysis.showing.registry_page import write_registry
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 CLAIMS = """

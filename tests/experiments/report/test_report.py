@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis.registry import results_of
-from experiments.analysis.registry_page import write_registry
+from experiments.analysis.judging.registry import results_of
+from experiments.analysis.showing.registry_page import write_registry
 from experiments.errors import UserError
 from experiments.report import prose
 from experiments.report.__main__ import main

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.analysis.registry_page import write_registry
+from experiments.analysis.showing.registry_page import write_registry
 from experiments.report.site import build
 from tests.browser import Browser, chromium
 from tests.experiments.report.report_toys import write_results

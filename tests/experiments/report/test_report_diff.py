@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from experiments.analysis.registry_page import write_registry
+from experiments.analysis.showing.registry_page import write_registry
 from experiments.report.__main__ import main
 from tests.experiments.analysis.run_factory import FakeRun
 from tests.experiments.report.report_toys import write_results

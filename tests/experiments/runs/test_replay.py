@@ -11,8 +11,8 @@ import pytest
 from omegaconf import DictConfig
 
 from experiments import train
-from experiments.analysis.groups import group_runs
-from experiments.analysis.runs import load_runs
+from experiments.analysis.measuring.groups import group_runs
+from experiments.analysis.measuring.runs import load_runs
 from experiments.errors import UserError
 from experiments.reproduce import main as reproduce
 from experiments.runs.replay import fill, find_source, trajectory, wants_source

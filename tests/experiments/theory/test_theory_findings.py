@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.analysis.claims import load_claims
-from experiments.analysis.comparison import compare
-from experiments.analysis.statistics import median_interval
-from experiments.analysis.theory import judge_theory, likely_reason, load_subjects
-from experiments.analysis.theory_page import PARTS, write_page
+from experiments.analysis.judging.claims import load_claims
+from experiments.analysis.judging.theory import judge_theory, likely_reason, load_subjects
+from experiments.analysis.measuring.comparison import compare
+from experiments.analysis.measuring.statistics import median_interval
+from experiments.analysis.showing.theory_page import PARTS, write_page
 from experiments.errors import UserError
 from experiments.theory import __main__ as command
 from experiments.theory.findings import Findings, compared, exact, share

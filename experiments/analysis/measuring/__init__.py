@@ -1,0 +1,1 @@
+"""From run files to numbers: curves, estimates over seeds, comparisons."""

@@ -1,0 +1,130 @@
+"""Mean and spread over seeds along training: against epochs, steps and training seconds.
+
+Epochs and steps are the same for every seed, so each point is a mean over the seeds that have it,
+and `n` says how many: a seed that diverged ends, and the curve goes on with fewer. Seconds are not:
+each finished seed is interpolated on a common grid, from the latest first record to the earliest
+last record, where every one of them has data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.analysis.measuring.groups import Group
+from experiments.analysis.measuring.runs import FloatArray, Run
+from experiments.analysis.measuring.statistics import Estimate
+
+Axis = Literal["epoch", "step", "train_time_s"]
+AXES: tuple[Axis, ...] = ("epoch", "step", "train_time_s")
+METRICS = ("train_loss", "test_loss", "test_top1", "test_top5")
+GRID_POINTS = 50
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric of one group against one axis; all arrays have the length of `x`.
+
+    Attributes:
+        group: the group.
+        metric: field of the epoch records.
+        axis: field of the epoch records on the horizontal axis.
+        x: float64, in epochs, steps or seconds.
+        n: number of seeds behind each point, int64.
+        mean: float64.
+        low: smallest value over the seeds, float64.
+        high: largest value over the seeds, float64.
+        half_width: of Student's 95 % interval, float64; NaN where n = 1.
+        ends: (x, value) of the last record of every diverged seed that has one.
+    """
+
+    group: Group
+    metric: str
+    axis: Axis
+    x: FloatArray
+    n: np.ndarray[Any, np.dtype[np.int64]]
+    mean: FloatArray
+    low: FloatArray
+    high: FloatArray
+    half_width: FloatArray
+    ends: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """The finite points of one run: `x` ascending, `y` of the same length, float64."""
+
+    x: FloatArray
+    y: FloatArray
+
+
+def curve(group: Group, metric: str, axis: Axis) -> Curve:
+    """Compute one curve over the ended runs of a group.
+
+    Args:
+        group: the seeds of one config.
+        metric: field of the epoch records.
+        axis: what stands on the horizontal axis.
+
+    Returns:
+        The curve; of length 0 if no run has the metric.
+    """
+    traces = {run: _trace(run, metric, axis) for run in group.ended}
+    traces = {run: trace for run, trace in traces.items() if trace.x.size}
+    ends = tuple(
+        (float(trace.x[-1]), float(trace.y[-1]))
+        for run, trace in traces.items()
+        if run.status == "diverged"
+    )
+    if axis == "train_time_s":
+        complete = [trace for run, trace in traces.items() if run.status == "done"]
+        x, columns = _on_common_grid(complete or list(traces.values()))
+    else:
+        x, columns = _on_shared_points(list(traces.values()))
+    estimates = [Estimate(tuple(column)) for column in columns]
+    return Curve(
+        group,
+        metric,
+        axis,
+        x,
+        np.array([len(column) for column in columns], dtype=np.int64),
+        _array(estimate.mean for estimate in estimates),
+        _array(min(column) for column in columns),
+        _array(max(column) for column in columns),
+        _array(estimate.half_width for estimate in estimates),
+        ends,
+    )
+
+
+def _trace(run: Run, metric: str, axis: Axis) -> _Trace:
+    x, y = run.epoch_series(axis), run.epoch_series(metric)
+    keep = np.isfinite(x) & np.isfinite(y)
+    return _Trace(x[keep], y[keep])
+
+
+def _on_shared_points(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[float]]]:
+    """Every x that any seed has, with the values of the seeds that have it."""
+    if not traces:
+        return np.empty(0), []
+    x = np.unique(np.concatenate([trace.x for trace in traces]))
+    lookups = [dict(zip(trace.x, trace.y, strict=True)) for trace in traces]
+    return x, [[float(found[p]) for found in lookups if p in found] for p in x]
+
+
+def _on_common_grid(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[float]]]:
+    """A grid of equal distances where every seed has data; empty where they do not overlap."""
+    if not traces:
+        return np.empty(0), []
+    start, stop = max(trace.x[0] for trace in traces), min(trace.x[-1] for trace in traces)
+    if start > stop:
+        return np.empty(0), []
+    x = np.linspace(start, stop, GRID_POINTS) if start < stop else np.array([start])
+    values = np.stack([np.interp(x, trace.x, trace.y) for trace in traces])
+    return x, [[float(value) for value in column] for column in values.T]
+
+
+def _array(values: Any) -> FloatArray:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -1,0 +1,127 @@
+"""Seeds of one config are one group; conflicting configs are told apart and named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.analysis.measuring.groups import group_runs
+from experiments.analysis.measuring.runs import load_runs
+from experiments.errors import UserError
+from tests.experiments.analysis.run_factory import FakeRun, write_runs
+
+
+def grouped(results_dir):
+    return group_runs(load_runs(results_dir, "toy"))
+
+
+def test_seeds_share_a_group_and_baselines_come_first(tmp_path):
+    runs = [FakeRun(optimizer=name, seed=seed) for name in ("mlbfgs", "sgd") for seed in (0, 1)]
+    (results,) = grouped(write_runs(tmp_path, *runs))
+    assert [group.label for group in results.groups] == ["SGD", "mL-BFGS"]
+    assert [[run.seed for run in group.runs] for group in results.groups] == [[0, 1], [0, 1]]
+    assert results.problems == ()
+
+
+def test_conflicting_configs_are_named_with_key_and_value(tmp_path):
+    slow, fast = FakeRun(seed=0), FakeRun(seed=0, settings={"lr": 0.5})
+    (results,) = grouped(write_runs(tmp_path, slow, fast, FakeRun(seed=1)))
+    assert sorted(group.label for group in results.groups) == ["SGD [lr=0.1]", "SGD [lr=0.5]"]
+    (line,) = results.problems
+    for part in ("2 configs", "optimizer.lr=0.1", "optimizer.lr=0.5", slow.key, fast.key):
+        assert part in line
+    assert results.baseline() is None  # two configs of SGD: neither is the baseline
+
+
+def test_large_and_small_settings_are_shown_short(tmp_path):
+    runs = [FakeRun(settings={"lr": lr}) for lr in (1e30, 1e-4)]
+    (results,) = grouped(write_runs(tmp_path, *runs))
+    assert sorted(group.label for group in results.groups) == ["SGD [lr=0.0001]", "SGD [lr=1e+30]"]
+
+
+def test_cosmetic_keys_and_the_seed_do_not_split_a_group(tmp_path):
+    path = FakeRun(seed=0).write(tmp_path)
+    FakeRun(seed=1).write(tmp_path)
+    text = (path / "config.yaml").read_text().replace("threads: 1", "threads: 2")
+    (path / "config.yaml").write_text(text + "dataset:\n  root: /elsewhere\n  seed: 0\n")
+    (results,) = grouped(tmp_path)
+    assert len(results.groups) == 1
+
+
+def test_later_key_with_the_value_of_before_does_not_split_a_group(tmp_path):
+    first, second = FakeRun(seed=0), FakeRun(seed=1)
+    write_runs(tmp_path, first, second)
+    path = next(tmp_path.glob("runs/toy/sgd/*-seed1-*/config.yaml"))
+    plain = path.read_text()
+    assert "  name: sgd\n" in plain
+    for value, expected in (("paper", 1), ("released", 2)):
+        path.write_text(plain.replace("  name: sgd\n", f"  name: sgd\n  variant: {value}\n"))
+        (results,) = grouped(tmp_path)
+        assert len(results.groups) == expected
+
+
+def test_arms_of_one_optimizer_are_contestants_of_their_own(tmp_path):
+    runs = [FakeRun(arm=arm, settings={"lr": lr}) for arm, lr in (("slow", 0.1), ("fast", 0.5))]
+    (results,) = grouped(write_runs(tmp_path, *runs, FakeRun(), FakeRun(arm="fast", seed=1)))
+    labels = [group.label for group in results.groups]
+    assert labels == ["SGD", "fast [lr=0.5]", "fast [lr=0.1]", "slow"]
+    assert {group.optimizer for group in results.groups} == {"sgd"}
+    assert [len(results.of_contestant(name)) for name in ("sgd", "slow", "fast")] == [1, 1, 2]
+    assert results.baseline() is results.groups[0]
+    assert any(
+        line.startswith("fast at reduced scale was run under 2") for line in results.problems
+    )
+
+
+def test_folder_must_be_that_of_the_arm(tmp_path):
+    path = FakeRun(arm="slow").write(tmp_path)
+    path.parent.rename(path.parent.with_name("sgd"))
+    with pytest.raises(UserError, match=r"arm is 'slow', but the directory's name says 'sgd'"):
+        grouped(tmp_path)
+
+
+def test_versions_of_the_numerics_are_separate_and_the_first_needs_no_mention(tmp_path):
+    versions = [(0, None), (1, 1), (2, 2)]
+    write_runs(tmp_path, *(FakeRun(seed=seed, numerics_version=v) for seed, v in versions))
+    (results,) = grouped(tmp_path)
+    assert [[run.seed for run in group.runs] for group in results.groups] == [[0, 1], [2]]
+    assert results.groups[1].label == "SGD [numerics_version=2]"
+
+
+def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
+    path = FakeRun().write(tmp_path)
+    other = path.with_name("reduced-seed0-0123456789")
+    path_files = {file.name: file.read_text() for file in path.iterdir()}
+    other.mkdir()
+    for name, text in path_files.items():
+        (other / name).write_text(text)
+    meta = json.loads(path_files["meta.json"]) | {"key": "0123456789"}
+    (other / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="one config and one seed but two run keys"):
+        grouped(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["running", "refused", "crashed", "timeout", "diverged"])
+def test_every_run_that_is_not_done_is_reported(tmp_path, status):
+    write_runs(tmp_path, FakeRun(seed=0), FakeRun(seed=1, status=status, message="because"))
+    (results,) = grouped(tmp_path)
+    (group,) = results.groups
+    assert group.status_counts == f"1 done, 1 {status}"
+    assert len(group.ended) == (1 if status in ("running", "refused") else 2)
+    (line,) = results.problems
+    assert line.startswith("sgd/reduced-seed1-") and status in line
+    assert "because" in line or status == "running"
+
+
+def test_targets_that_differ_are_not_compared(tmp_path):
+    easy = FakeRun(seed=1, target={"metric": "test_top1", "value": 10.0})
+    (results,) = grouped(write_runs(tmp_path, FakeRun(seed=0), easy))
+    assert results.target is None
+    assert results.values(results.groups[0], "steps_to_target") == {}
+    assert "test_top1 >= 90" in results.problems[0] and "test_top1 >= 10" in results.problems[0]
+
+
+def test_scales_are_kept_apart(tmp_path):
+    write_runs(tmp_path, FakeRun(scale="smoke"), FakeRun(scale="full"))
+    assert [results.scale for results in grouped(tmp_path)] == ["full", "smoke"]

@@ -1,0 +1,192 @@
+"""Figures: complete, deterministic, one look per optimizer; curvature in numbers and words."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.image import imread
+
+from experiments.analysis.measuring.curvature import summarise_curvature, trace
+from experiments.analysis.measuring.groups import group_runs
+from experiments.analysis.measuring.runs import load_runs
+from experiments.analysis.showing import figures, palette
+from experiments.contestants import CONFIG_DIR, arms, options
+from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
+
+
+def results_of(tmp_path, *runs):
+    (results,) = group_runs(load_runs(write_runs(tmp_path, *runs), "toy"))
+    return results
+
+
+def quasi_newton(seed=0, **values):
+    records = [curvature_record(step, **values) for step in range(100, 1100, 100)]
+    return FakeRun("mlbfgs", seed=seed, curvature=records)
+
+
+def test_files_are_complete_and_identical_when_drawn_twice(tmp_path):
+    results = results_of(tmp_path, FakeRun(), FakeRun(seed=1), quasi_newton(), quasi_newton(1))
+    digests = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        paths = figures.write_figures(results, tmp_path / name)
+        assert sorted(path.name for path in paths) == [
+            "curvature-reduced.png",
+            "curvature-reduced.svg",
+            "curves-reduced.png",
+            "curves-reduced.svg",
+        ]
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in paths])
+    assert digests[0] == digests[1]
+    picture = imread(tmp_path / "first" / "curves-reduced.png")
+    # Nothing touches the edge: a label cut off would leave ink there.
+    edges = [picture[0], picture[-1], picture[:, 0], picture[:, -1]]
+    assert all(np.all(edge[..., :3] == 1.0) for edge in edges)
+
+
+def test_gradient_figure_shows_norm_loss_and_their_ratio(tmp_path):
+    records = [
+        {"epoch": epoch, "step": epoch, "loss": loss, "squared_norm": loss**2}
+        for epoch, loss in enumerate((2.0, 1.0, 0.5))
+    ]
+    results = results_of(tmp_path, FakeRun(), FakeRun("mlbfgs", gradients=records))
+    figure = figures.gradient_figure(results)
+    drawn = [list(panel.lines[0].get_ydata()) for panel in figure.axes]
+    assert drawn == [[2.0, 1.0, 0.5], [4.0, 1.0, 0.25], [2.0, 1.0, 0.5], [4.0, 1.0, 0.25]]
+    assert list(figure.axes[3].lines[0].get_xdata()) == [2.0, 1.0, 0.5]
+    assert [len(panel.lines) for panel in figure.axes] == [1] * 4  # SGD recorded none
+    assert figures.gradient_figure(results_of(tmp_path / "none", FakeRun())) is None
+
+
+def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
+    runs = [FakeRun(), FakeRun("adam", status="diverged"), FakeRun("kfac", status="running")]
+    figure = figures.training_figure(results_of(tmp_path, *runs))
+    panels = figure.axes
+    assert [panel.get_xlabel() for panel in panels] == ["epoch", "training time (s)"] * 2
+    assert panels[2].get_ylabel() == "test top-1 accuracy (%)"
+    assert figure.get_suptitle() == "toy, reduced scale, n = 1 seed"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD (n = 1)", "Adam (n = 1)"]
+    assert "smallest to largest seed" in legend.get_title().get_text()
+    crosses = [line for line in panels[0].lines if line.get_marker() == "x"]
+    assert [line.get_color() for line in crosses] == [palette.look("adam").colour]
+
+
+def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
+    far = results_of(tmp_path / "far", FakeRun(loss=(2.0, 1.0, 0.01)))
+    near = results_of(tmp_path / "near", FakeRun(loss=(2.0, 1.0, 0.9)))
+    assert figures.training_figure(far).axes[0].get_yscale() == "log"
+    assert figures.training_figure(near).axes[0].get_yscale() == "linear"
+
+
+def test_loss_that_explodes_leaves_the_others_readable(tmp_path):
+    lost = FakeRun("adam", status="diverged", loss=(2.0, 5.0, 1e25))
+    panel = figures.training_figure(results_of(tmp_path, FakeRun(loss=(2.0, 1.0, 0.1)), lost)).axes[
+        0
+    ]
+    assert panel.get_ylim() == pytest.approx((0.1 / 1.3, 20.0))
+    (cross,) = [line for line in panel.lines if line.get_marker() == "x"]
+    assert list(cross.get_ydata()) == [pytest.approx(20.0)]  # at the upper edge, still seen
+
+
+def test_no_records_no_figure(tmp_path):
+    results = results_of(tmp_path, FakeRun(status="crashed", top1=(), loss=()))
+    assert figures.training_figure(results) is None
+    assert figures.curvature_figure(results) is None
+
+
+@pytest.mark.parametrize("experiment", ["controls", "deviations", "released"])
+def test_every_arm_of_an_experiment_has_its_own_look(experiment):
+    names = {*palette.LOOKS, *arms(experiment)}
+    looks = {palette.look(name, experiment) for name in names}
+    assert len(looks) == len(names) > len(palette.LOOKS)
+    assert palette.look("mlbfgs", experiment) == palette.look("mlbfgs")
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_no_two_contestants_of_a_figure_share_a_colour_or_a_marker(experiment):
+    for names in palette.figures(experiment).values():
+        looks = [palette.look(name, experiment) for name in names]
+        assert len({look.colour for look in looks}) == len(names)
+        assert len({look.marker for look in looks}) == len(names)
+
+
+def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
+    entry = {"figures": {"slow": ["a", "b"], "none": ["z"]}}
+    lrs = {"a": 0.1, "b": 0.2, "c": 0.3}
+    runs = [FakeRun(arm=arm, settings={"lr": lr}, roles=entry) for arm, lr in lrs.items()]
+    results = results_of(tmp_path, *runs)
+    paths = figures.write_figures(results, tmp_path)
+    assert {path.name for path in paths} == {"curves-slow-reduced.svg", "curves-slow-reduced.png"}
+    text = (tmp_path / "curves-slow-reduced.svg").read_text()
+    assert "a (n = 1)" in text and "b (n = 1)" in text and "c (n = 1)" not in text
+
+
+def test_figures_of_the_controls_name_arms_and_leave_none_out():
+    entry = yaml.safe_load((CONFIG_DIR / "experiment/controls.yaml").read_text())["experiment"]
+    shown = [name for names in entry["figures"].values() for name in names]
+    assert set(shown) == set(arms("controls"))
+    assert max(map(len, entry["figures"].values())) <= 8
+    assert {entry["baseline"], entry["subject"]} <= set(shown)
+
+
+def test_looks_are_distinct_and_stable():
+    looks = list(palette.LOOKS.values())
+    assert (
+        len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    )
+    assert palette.look("some_new_optimizer") == palette.look("some_new_optimizer")
+
+
+@pytest.mark.parametrize(
+    ("cosine", "words"),
+    [
+        (0.99, "close to scaled momentum SGD"),
+        (0.7, "a direction of its own, near the gradient"),
+        (0.2, "a direction far from the gradient"),
+    ],
+)
+def test_curvature_in_words(tmp_path, cosine, words):
+    results = results_of(tmp_path, quasi_newton(cos_direction_gradient=cosine))
+    text = summarise_curvature(results.groups[0]).words()
+    assert text.startswith("damping took μ from 0.8 to 0.8 (medians), its thresholds acted on 0 %")
+    assert "; |d|/|g| 2.2 (median)" in text
+    assert text.endswith(f"cos(d, g) {cosine:.2f} (median): {words}")
+
+
+def test_curvature_counts_damping_refusals_and_uphill_directions(tmp_path):
+    records = [
+        curvature_record(100, damped=True),
+        curvature_record(200, accepted=False, cos_direction_gradient=-0.5),
+        curvature_record(300, block=1, mu=None),
+        curvature_record(400, cos_direction_gradient=None, direction_over_gradient=None),
+    ]
+    results = results_of(tmp_path, FakeRun("slimqn", curvature=records))
+    summary = summarise_curvature(results.groups[0])
+    assert (summary.records, summary.blocks) == (4, 2)
+    assert (summary.damped_percent, summary.accepted_percent) == (25.0, 75.0)
+    assert summary.uphill_percent == pytest.approx(100 / 3)
+    assert summary.mu == 0.8
+    assert "25 % of pairs were refused" in summary.words()
+    assert "33 % of directions point uphill" in summary.words()
+
+
+def test_optimizer_without_curvature_has_no_summary(tmp_path):
+    assert summarise_curvature(results_of(tmp_path, FakeRun()).groups[0]) is None
+
+
+def test_trace_is_the_median_over_blocks_and_seeds(tmp_path):
+    runs = [
+        FakeRun(
+            "slimqn",
+            seed=seed,
+            curvature=[curvature_record(100, block=block, mu=mu) for block, mu in enumerate(mus)],
+        )
+        for seed, mus in enumerate([(1.0, 2.0), (9.0, None)])
+    ]
+    group = results_of(tmp_path, *runs).groups[0]
+    drawn = trace(group.ended, "mu")
+    assert [array.tolist() for array in drawn] == [[100.0], [2.0], [1.0], [9.0]]
