@@ -2,8 +2,9 @@
 
 Epochs and steps are the same for every seed, so each point is a mean over the seeds that have it,
 and `n` says how many: a seed that diverged ends, and the curve goes on with fewer. Seconds are not:
-each finished seed is interpolated on a common grid, from the latest first record to the earliest
-last record, where every one of them has data.
+each finished seed is interpolated on a common grid, from the latest first record to the latest last
+one. A seed that is done earlier keeps its last value: it has trained, and that is what it is worth.
+Where no seed has finished the grid ends with the first that ends.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def curve(group: Group, metric: str, axis: Axis) -> Curve:
     )
     if axis == "train_time_s":
         complete = [trace for run, trace in traces.items() if run.status == "done"]
-        x, columns = _on_common_grid(complete or list(traces.values()))
+        x, columns = _on_common_grid(complete or list(traces.values()), done=bool(complete))
     else:
         x, columns = _on_shared_points(list(traces.values()))
     estimates = [Estimate(tuple(column)) for column in columns]
@@ -114,11 +115,19 @@ def _on_shared_points(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[f
     return x, [[float(found[p]) for found in lookups if p in found] for p in x]
 
 
-def _on_common_grid(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[float]]]:
-    """A grid of equal distances where every seed has data; empty where they do not overlap."""
+def _on_common_grid(
+    traces: Sequence[_Trace], *, done: bool
+) -> tuple[FloatArray, list[list[float]]]:
+    """A grid of equal distances from where every seed has data; empty where there is none.
+
+    Args:
+        traces: of the seeds.
+        done: all have finished, and keep their last value.
+    """
     if not traces:
         return np.empty(0), []
-    start, stop = max(trace.x[0] for trace in traces), min(trace.x[-1] for trace in traces)
+    start = max(trace.x[0] for trace in traces)
+    stop = (max if done else min)(trace.x[-1] for trace in traces)
     if start > stop:
         return np.empty(0), []
     x = np.linspace(start, stop, GRID_POINTS) if start < stop else np.array([start])

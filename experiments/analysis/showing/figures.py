@@ -97,7 +97,7 @@ def training_figure(results: Results) -> Figure | None:
             if results.target is not None and results.target.metric == metric:
                 panel.axhline(results.target.value, color="0.4", linewidth=0.9, linestyle=":")
     caption = "line: mean over seeds; band: smallest to largest seed; thin: fewer seeds; "
-    caption += "×: a seed diverged"
+    caption += "×: a seed diverged\nagainst time, a finished seed keeps its last value"
     if results.target is not None:
         caption += f"; dotted: target {results.target}"
     _finish(figure, _title(results, groups), caption, grid[0][0])
@@ -299,7 +299,8 @@ def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:
             ncols=columns,
             title=caption,
             title_fontsize=8,
-        )
+            alignment="center",
+        ).get_title().set_multialignment("center")
 
 
 def _save(figure: Figure, stem: Path) -> list[Path]:

@@ -52,26 +52,35 @@ def test_diverged_seed_ends_and_n_says_so(tmp_path):
     assert line.ends == ((1.0, 20.0),)
 
 
-def test_seconds_are_interpolated_only_where_every_seed_has_data(tmp_path):
+def test_seconds_are_interpolated_and_a_finished_seed_keeps_its_last_value(tmp_path):
     group = only_group(
         tmp_path,
         FakeRun(seed=0, top1=(10.0, 20.0, 30.0), seconds_per_epoch=10.0),
         FakeRun(seed=1, top1=(10.0, 20.0, 30.0), seconds_per_epoch=20.0),
     )
     line = curve(group, "test_top1", "train_time_s")
-    assert (line.x[0], line.x[-1], line.x.size) == (20.0, 30.0, GRID_POINTS)
+    assert (line.x[0], line.x[-1], line.x.size) == (20.0, 60.0, GRID_POINTS)
     np.testing.assert_array_equal(line.n, 2)
-    # Seed 0 gains 1 a second and seed 1 half of that: at 20 s they stand at 20 and 10.
-    np.testing.assert_allclose(line.mean, 15.0 + (line.x - 20.0) * 0.75)
+    # Seed 0 gains 1 a second until it ends with 30 at 30 s, seed 1 half of that: at 20 s they stand
+    # at 20 and 10.
+    first, second = np.minimum(line.x, 30.0), line.x / 2
+    np.testing.assert_allclose(line.mean, (first + second) / 2)
+    assert line.mean[-1] == 30.0
+
+
+def test_seconds_of_seeds_that_did_not_finish_end_with_the_first(tmp_path):
+    runs = [
+        FakeRun(seed=i, seconds_per_epoch=s, status="timeout") for i, s in ((0, 10.0), (1, 20.0))
+    ]
+    line = curve(only_group(tmp_path, *runs), "test_top1", "train_time_s")
+    assert (line.x[0], line.x[-1]) == (20.0, 30.0)
 
 
 def test_seeds_without_common_seconds_give_no_curve(tmp_path):
-    group = only_group(
-        tmp_path,
-        FakeRun(seed=0, seconds_per_epoch=1.0),
-        FakeRun(seed=1, seconds_per_epoch=100.0),
-    )
-    assert curve(group, "test_top1", "train_time_s").x.size == 0
+    runs = [
+        FakeRun(seed=i, seconds_per_epoch=s, status="timeout") for i, s in ((0, 1.0), (1, 100.0))
+    ]
+    assert curve(only_group(tmp_path, *runs), "test_top1", "train_time_s").x.size == 0
 
 
 def test_one_record_gives_one_point(tmp_path):
