@@ -156,8 +156,7 @@ def interval_panel(
     for value in x.ticks():
         at = x(value)
         parts.append(f'<path class="grid" d="M{at:.1f} 26V{floor}"/>')
-        label = svg.tick_label(value)
-        parts.append(f'<text class="tick middle" x="{at:.1f}" y="{floor + 18}">{label}</text>')
+        parts.append(svg.label_below(at, floor, value))
     if neutral is not None:
         parts.append(f'<path class="target" d="M{x(neutral):.1f} 26V{floor}"/>')
     told = []
@@ -198,10 +197,7 @@ def time_panel(rows: Sequence[tuple[Group, Mapping[str, float]]]) -> str:
         parts.append(f'<text class="tick" x="{at + 18}" y="37">{name}</text>')
     for value in x.ticks():
         parts.append(f'<path class="grid" d="M{x(value):.1f} {top}V{floor}"/>')
-        label = svg.tick_label(value)
-        parts.append(
-            f'<text class="tick middle" x="{x(value):.1f}" y="{floor + 18}">{label}</text>'
-        )
+        parts.append(svg.label_below(x(value), floor, value))
     told = []
     for place, (group, seconds) in enumerate(rows):
         at = top + row_height * place + 4

@@ -18,6 +18,7 @@ from matplotlib.markers import MarkerStyle
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 28, 46
+_DIGIT = 8.0  # width of a digit of a tick's label, with something to spare
 # Widths of markers: shapes with little area are drawn larger.
 MARKER_SIZE = 9.0
 POINTED = {
@@ -104,6 +105,20 @@ def tick_label(value: float) -> str:
     return f"{value:.6g}".replace("-", "−")
 
 
+def label_below(at: float, floor: float, value: float) -> str:
+    """The label of a tick of the x axis: in its middle, or where it ends if the panel does.
+
+    Args:
+        at: the tick, in units of the panel.
+        floor: the axis.
+        value: what the tick stands for.
+    """
+    label = tick_label(value)
+    beyond = at + len(label) * _DIGIT / 2 > WIDTH
+    anchor, x = ("end", WIDTH - 1.0) if beyond else ("middle", at)
+    return f'<text class="tick {anchor}" x="{x:.1f}" y="{floor + 18}">{label}</text>'
+
+
 def ink(colour: str) -> str:
     """A colour of the palette on any ground."""
     return INK if colour == _BLACK else colour
@@ -183,8 +198,7 @@ def frame(x: Scale, y: Scale, *, title: str, x_label: str) -> str:
     for value in x.ticks():
         at = x(value)
         parts.append(f'<path class="axis" d="M{at:.1f} {floor}v4"/>')
-        label = tick_label(value)
-        parts.append(f'<text class="tick middle" x="{at:.1f}" y="{floor + 18}">{label}</text>')
+        parts.append(label_below(at, floor, value))
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{right}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text class="label middle" x="{middle}" y="{HEIGHT - 8}">{x_label}</text>')

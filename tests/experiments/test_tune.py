@@ -292,25 +292,26 @@ def test_chosen_settings_are_used_as_they_were_found(line, wanted, tmp_path, cap
 
 def test_adopted_settings_are_configs_over_the_recipe(tmp_path, monkeypatch, capsys):
     file = tmp_path / "chosen.yaml"
-    file.write_text(CHOSEN)
+    file.write_text(CHOSEN.replace("scale: full", "scale: reduced"))
     configs = shutil.copytree(CONFIG_DIR, tmp_path / "configs")
-    scale_file = configs / "experiment/scale/digits_mlp/full.yaml"
+    scale_file = configs / "experiment/scale/digits_mlp/reduced.yaml"
     monkeypatch.setattr(tune, "CONFIG_DIR", configs)
-    tune.adopt(search_in(tmp_path, scale="full"))
+    tune.adopt(search_in(tmp_path, scale="reduced"))
     told = capsys.readouterr().out
-    entry = "- optional /experiment/tuned/digits_mlp-full: ${optimizer}"
-    assert "digits_mlp-full/sgd.yaml" in told and f"{scale_file}:\n  {entry}" in told
+    entry = "- optional /experiment/tuned/digits_mlp-reduced: ${optimizer}"
+    assert "digits_mlp-reduced/sgd.yaml" in told and f"{scale_file}:\n  {entry}" in told
     text = scale_file.read_text()
     assert "# @package _global_" in text and "defaults" not in text
     scale_file.write_text(f"# @package _global_\ndefaults:\n  {entry}\n{text}")
-    tune.adopt(search_in(tmp_path, scale="full"))
+    tune.adopt(search_in(tmp_path, scale="reduced"))
     assert "to train with them" not in capsys.readouterr().out
     monkeypatch.setattr("experiments.composition.CONFIG_DIR", configs)
-    config = compose_config(["experiment=digits_mlp", "optimizer=sgd", "scale=full"])
-    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, "digits_mlp-full")
-    config = compose_config(["experiment=digits_mlp", "optimizer=sgd", "optimizer.lr=0.5"])
+    reduced = ("experiment=digits_mlp", "scale=reduced")
+    config = compose_config(["optimizer=sgd", *reduced])
+    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, "digits_mlp-reduced")
+    config = compose_config(["optimizer=sgd", *reduced, "optimizer.lr=0.5"])
     assert config.optimizer.lr == 0.5
-    other = compose_config(["experiment=digits_mlp", "optimizer=adam"])  # nothing was chosen for it
+    other = compose_config(["optimizer=adam", *reduced])  # nothing was chosen for it
     assert other.experiment.tuned is None
 
 
