@@ -156,13 +156,15 @@ def _facts(results: Results) -> tuple[tuple[str, str], ...]:
 
 
 def _searched(results: Results) -> str:
-    """The learning rates that a search chose, and its name; nothing where none was adopted."""
+    """The learning rates that a search chose, and its name; nothing of those that are not its."""
     rates: dict[str, list[str]] = {}
     for group in results.groups:
         config = group.runs[0].config
-        if name := _lookup(config, ("experiment", "tuned")):
-            rate = float(_lookup(config, ("optimizer", "lr")))
-            rates.setdefault(name, []).append(f"{group.label} {rate:.3g}")
+        rate = _lookup(config, ("optimizer", "lr"))
+        tuned = ("experiment", "tuned")
+        if rate and rate == _lookup(config, (*tuned, "settings", "optimizer", "lr")):
+            name = _lookup(config, (*tuned, "search"))
+            rates.setdefault(name, []).append(f"{group.label} {float(rate):.3g}")
     told = (f"{', '.join(shown)} (search {name})" for name, shown in rates.items())
     return "; ".join(told)
 

@@ -101,9 +101,12 @@ class Chosen:
         """
         files = []
         for optimizer, values in self.settings.items():
-            config = OmegaConf.create({"experiment": {"tuned": self.name}})
+            chosen = OmegaConf.create()
             for key, value in values.items():
-                OmegaConf.update(config, key, value)
+                OmegaConf.update(chosen, key, value)
+            # Beside the settings themselves, which a command line may win over.
+            tuned = {"experiment": {"tuned": {"search": self.name, "settings": chosen}}}
+            config = OmegaConf.merge(tuned, chosen)
             path = config_dir / TUNED_GROUP / self.name / f"{optimizer}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _ADOPTED + OmegaConf.to_yaml(config))

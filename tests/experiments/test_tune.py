@@ -308,7 +308,8 @@ def test_adopted_settings_are_configs_over_the_recipe(tmp_path, monkeypatch, cap
     monkeypatch.setattr("experiments.composition.CONFIG_DIR", configs)
     reduced = ("experiment=digits_mlp", "scale=reduced")
     config = compose_config(["optimizer=sgd", *reduced])
-    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, "digits_mlp-reduced")
+    tuned = {"search": "digits_mlp-reduced", "settings": {"optimizer": {"lr": 0.25}}}
+    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, tuned)
     config = compose_config(["optimizer=sgd", *reduced, "optimizer.lr=0.5"])
     assert config.optimizer.lr == 0.5
     other = compose_config(["optimizer=adam", *reduced])  # nothing was chosen for it

@@ -212,7 +212,7 @@ def test_adopted_configs_are_those_of_a_committed_search_and_are_used() -> None:
         assert {path.stem for path in folder.iterdir()} == set(chosen.settings)
         for optimizer in chosen.settings:
             config = composed(chosen.experiment, optimizer, f"scale={chosen.scale}")
-            assert config.experiment.tuned == folder.name
+            assert config.experiment.tuned.search == folder.name
             assert list(chosen.settings[optimizer]) == ["optimizer.lr"]
             assert config.optimizer.lr == chosen.settings[optimizer]["optimizer.lr"]
 

@@ -114,8 +114,10 @@ def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
         shutil.rmtree(path)
-    tuned = {"tuned": "toy-reduced", "baseline": "sgd"}
-    write_runs(folder, FakeRun("sgd", 0, settings={"lr": 0.0312}, roles=tuned))
+    tuned = {"search": "toy-reduced", "settings": {"optimizer": {"lr": 0.0312}}}
+    for optimizer, rate in (("sgd", 0.0312), ("adam", 0.5)):  # the second: typed by a user
+        roles = {"tuned": tuned, "baseline": "sgd"}
+        write_runs(folder, FakeRun(optimizer, 1, settings={"lr": rate}, roles=roles))
     search = folder / "tuning" / "toy-reduced"
     search.mkdir(parents=True)
     (search / "summary.md").write_text("# Tuning of toy\n\n| trials |\n| --- |\n| 5 |\n")
