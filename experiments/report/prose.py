@@ -127,14 +127,14 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
     def holds(
         subject: str, relation: str, reference: str, measure: str, scale: str | None = None
     ) -> str:
-        """The interval of the difference lies "above" or "below" 0, or holds it ("level with")."""
+        """The interval of the difference is "above" or "below" 0, or holds it ("not apart from")."""
         results = at(scale)
         first, second = group_of(results, subject), group_of(results, reference)
         bounds = compare_groups(results, first, second, measure).interval
         sides = {
             "above": bounds is not None and bounds.low > 0,
             "below": bounds is not None and bounds.high < 0,
-            "level with": bounds is not None and bounds.low <= 0 <= bounds.high,
+            "not apart from": bounds is not None and bounds.low <= 0 <= bounds.high,
         }
         if relation not in sides:
             raise UserError(f"relation {relation!r}: {nearest(relation, sides)}")

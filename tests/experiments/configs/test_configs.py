@@ -206,7 +206,9 @@ def searched(experiment: str, scale: str, optimizer: str) -> dict[str, float]:
 
 
 def test_adopted_configs_are_those_of_a_committed_search_and_are_used() -> None:
-    for folder in (CONFIG_DIR / "experiment/tuned").glob("*"):
+    folders = sorted((CONFIG_DIR / "experiment/tuned").iterdir())
+    assert folders
+    for folder in folders:
         chosen = Chosen.load(ROOT / "results/tuning" / folder.name / "chosen.yaml")
         assert folder.name == chosen.name
         assert {path.stem for path in folder.iterdir()} == set(chosen.settings)

@@ -209,8 +209,8 @@ def test_prose_takes_its_numbers_from_the_runs(write_prose):
             r"is below that of sgd, the runs say \[1\.62, 3\.05\]",
         ),
         (
-            '{{ holds("mlbfgs", "level with", "sgd", "final_top1", scale="reduced") }}',
-            r"is level with that of sgd, the runs say \[1\.62, 3\.05\]",
+            '{{ holds("mlbfgs", "not apart from", "sgd", "final_top1", scale="reduced") }}',
+            r"is not apart from that of sgd, the runs say \[1\.62, 3\.05\]",
         ),
     ],
 )
@@ -248,8 +248,8 @@ def test_a_text_asks_before_it_speaks_of_a_scale(write_prose):
 def test_a_statement_that_holds_prints_nothing(write_prose):
     text = '{{ holds("mlbfgs", "above", "sgd", "final_top1", scale="reduced") }}better'
     assert write_prose(text) == "<p>better</p>\n"
-    text = '{{ holds("kfac", "level with", "sgd", "final_top1", scale="reduced") }}equal'
-    assert write_prose(text) == "<p>equal</p>\n"
+    text = '{{ holds("kfac", "not apart from", "sgd", "final_top1", scale="reduced") }}open'
+    assert write_prose(text) == "<p>open</p>\n"
 
 
 @pytest.mark.parametrize(
