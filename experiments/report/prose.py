@@ -127,7 +127,7 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
     def holds(
         subject: str, relation: str, reference: str, measure: str, scale: str | None = None
     ) -> str:
-        """The interval of the difference is "above" or "below" 0, or holds it ("not apart from")."""
+        """The interval of the difference is "above" or "below" 0, or holds it: "not apart from"."""
         results = at(scale)
         first, second = group_of(results, subject), group_of(results, reference)
         bounds = compare_groups(results, first, second, measure).interval
