@@ -32,6 +32,7 @@ from experiments.errors import UserError
 
 JSON_FILE, PAGE_FILE = "claims.json", "README.md"
 SHORT_FILE = "verdicts.md"  # for the README of the project
+OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run")  # as they are told
 _HEAD = """# Every claim and its verdict
 
 Computed from the files in `runs/`, from `theory/` and from the registry `claims.yaml`, which says
@@ -105,35 +106,51 @@ def write_page(registry: Registry) -> tuple[Path, ...]:
 
 
 def short_page(registry: Registry) -> str:
-    """How many verdicts there are of each kind, what training has judged, what was trained."""
+    """How many verdicts there are of each kind, what training has settled, what was trained."""
     blocks = [_counts(registry.entries)]
-    lines = []
+    settled, open_ones = [], 0
     for entry in registry.entries:
-        for judgement in entry.judgements:
-            claim, verdict = entry.claim, judgement.verdict
-            if claim.kind == "theory" or verdict.outcome == "not run":
+        for verdict in _judged(entry):
+            if verdict.outcome == "inconclusive":
+                open_ones += 1
                 continue
+            claim = entry.claim
             said = f"{claim.statement} ({claim.paper}, {claim.place})"
-            lines.append((said, verdict.scale, _paper(verdict), ours_cell(verdict), str(verdict)))
-    if lines:
+            settled.append((said, verdict.scale, _paper(verdict), ours_cell(verdict), str(verdict)))
+    if settled:
         columns = ("claim", "scale", "paper", "ours", "verdict")
-        blocks.append(_table("What training has judged", columns, lines))
+        blocks.append(_table("What training has settled", columns, settled))
+    if open_ones:
+        blocks.append(
+            f"Inconclusive so far: {open_ones} of what training judged. The list of every claim "
+            "has their intervals, the seeds that would settle them, and the cost.\n"
+        )
     return "\n".join([*blocks, _trained(registry)])
+
+
+def _judged(entry: Entry) -> list[Verdict]:
+    """The verdicts of a claim, one a scale, that runs have decided or left open."""
+    verdicts = [judgement.verdict for judgement in entry.judgements]
+    return [v for v in verdicts if v.outcome != "not run" and entry.claim.kind != "theory"]
 
 
 def _trained(registry: Registry) -> str:
     """The runs of every experiment that a claim is about; those without any last."""
     rows: list[tuple[str, ...]] = []
     for name, all_results in registry.results.items():
+        own = [entry for entry in registry.entries if entry.claim.experiment == name]
         for results in all_results:
             runs = [run for group in results.groups for run in group.ended]
             seconds = sum(float(run.epochs[-1]["train_time_s"]) for run in runs if run.epochs)
             counts = (str(len(results.groups)), str(len(runs)), quantities.duration(seconds))
-            rows.append((f"`{name}`", results.scale, *counts))
+            found = [v.outcome for e in own for v in _judged(e) if v.scale == results.scale]
+            words = [f"{found.count(o)} {o}" for o in OUTCOMES if o in found]
+            verdicts = ", ".join(words) or quantities.NOTHING
+            rows.append((f"`{name}`", results.scale, *counts, verdicts))
     missing = [f"`{name}`" for name, all_results in registry.results.items() if not all_results]
     if missing:
-        rows.append((", ".join(missing), "not run", "", "", ""))
-    columns = ("experiment", "scale", "contestants", "runs", "training")
+        rows.append((", ".join(missing), "not run", "", "", "", ""))
+    columns = ("experiment", "scale", "contestants", "runs", "training", "verdicts")
     return _table("What was trained, and what was not", columns, rows)
 
 
@@ -334,9 +351,8 @@ def _summaries(folder: Path) -> list[str]:
 def _verdict_position(name: str) -> tuple[int, int]:
     """Full scale first; at each scale reproduced, not reproduced, inconclusive, not run."""
     outcome, _, scale = name.partition(" at ")
-    outcomes = ("reproduced", "not reproduced", "inconclusive", "not run")
     scales = ("", "reduced scale", "smoke scale")
-    return scales.index(scale), outcomes.index(outcome)
+    return scales.index(scale), OUTCOMES.index(outcome)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

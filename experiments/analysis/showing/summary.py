@@ -19,6 +19,7 @@ from experiments.analysis.showing.tables import (
     TERMINAL_WIDTH,
     Table,
     comparison_table,
+    headline_table,
     result_tables,
 )
 from experiments.errors import UserError
@@ -95,7 +96,7 @@ def summarise(
     Args:
         results_dir: the directory that holds `runs/`.
         experiment: name of the experiment.
-        out_dir: where summary.md, tables.md, the CSV files and the figures go.
+        out_dir: where summary.md, headline.md, the CSV files and the figures go.
         scale: judge the runs of this scale only; None: each scale for itself.
         keys: judge the runs with these run keys only.
         claims_path: the registry of claims.
@@ -119,7 +120,7 @@ def summarise(
     out = _writable(Path(out_dir))
     paths = list(_write_figures(results, out))
     tables = {
-        "tables.md": "\n".join(t.markdown() for entry in results for t in result_tables(entry)),
+        "headline.md": "\n".join(headline_table(entry).markdown() for entry in results),
         "table.csv": results_csv(results),
         "comparison.csv": comparison_csv(verdicts),
         "curves.csv": curves_csv(results),

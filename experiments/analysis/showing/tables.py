@@ -1,7 +1,8 @@
 """Tables of one experiment at one scale: accuracy, target, cost, and ours beside the paper's.
 
-Every table exists as Markdown, as lines of CSV with bare numbers, and as text of at most 100
-columns. The scale stands in every row, because a number without its scale means nothing.
+`headline_table` is the one of them that a README has room for. Every table exists as Markdown, as
+lines of CSV with bare numbers, and as text of at most 100 columns. The scale stands in every row,
+because a number without its scale means nothing.
 """
 
 from __future__ import annotations
@@ -71,16 +72,10 @@ def result_tables(results: Results) -> tuple[Table, ...]:
     goal = f"target {results.target}" if results.target else "no common target"
 
     def table(title: str, columns: Sequence[_Column], label_width: int = 15) -> Table:
-        rows = tuple(
-            (group.label, group.scale, str(len(group.ended)), *(c.cell(group) for c in columns))
-            for group in results.groups
-        )
-        headers = ("optimizer", "scale", "n", *(column.header for column in columns))
-        widths = (label_width, 7, 3, *(column.width for column in columns))
-        return Table(title, headers, rows, widths)
+        return _table(results, title, columns, label_width)
 
     def estimated(header: str, measure: str, width: int = 15) -> _Column:
-        return _Column(header, width, lambda group: _estimate_cell(results, group, measure))
+        return _estimated(results, header, measure, width)
 
     def speedup(header: str, measure: str) -> _Column:
         return _Column(header, 15, lambda group: _speedup_cell(results, group, measure))
@@ -121,7 +116,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
         return tables
 
     def minus_subject(header: str, measure: str) -> _Column:
-        return _Column(header, 24, lambda group: _difference_cell_of(results, group, measure))
+        return _difference(results, subject, header, measure)
 
     return (
         *tables,
@@ -135,6 +130,32 @@ def result_tables(results: Results) -> tuple[Table, ...]:
             label_width=28,
         ),
     )
+
+
+def headline_table(results: Results) -> Table:
+    """One line per contestant: what it reached, how far from the others, at which cost.
+
+    Differences are to the contestant that the experiment is about, else to the baseline.
+    """
+    goal = f"; target {results.target}, seen at evaluations" if results.target else ""
+    columns = [
+        _Column("runs", 13, lambda group: group.status_counts),
+        _estimated(results, "final top-1, %", "final_top1"),
+        _estimated(results, "final train loss", "final_train_loss"),
+    ]
+    other = results.subject() or results.baseline()
+    if other is not None:
+        header = f"top-1 {quantities.MINUS} that of {other.label}, points"
+        columns.insert(2, _difference(results, other, header, TOP1))
+    if results.target is not None:
+        columns.append(_estimated(results, "steps to target", "steps_to_target"))
+    columns.append(_estimated(results, "seconds per epoch", "seconds_per_epoch"))
+    columns.append(_estimated(results, "optimizer's share of them, %", "optimizer_share"))
+    title = (
+        f"{results.experiment}, {results.scale} scale (mean ± half width of the 95 % t-interval; "
+        f"differences paired by seed{goal}; seconds of training, evaluation excluded)"
+    )
+    return _table(results, title, columns, label_width=15)
 
 
 def comparison_table(verdicts: Sequence[Verdict], experiment: str) -> Table:
@@ -167,6 +188,26 @@ class _Column:
     cell: Callable[[Group], str]
 
 
+def _table(results: Results, title: str, columns: Sequence[_Column], label_width: int) -> Table:
+    """A line per contestant, its name, scale and number of ended runs first."""
+    rows = tuple(
+        (group.label, group.scale, str(len(group.ended)), *(c.cell(group) for c in columns))
+        for group in results.groups
+    )
+    headers = ("optimizer", "scale", "n", *(column.header for column in columns))
+    widths = (label_width, 7, 3, *(column.width for column in columns))
+    return Table(title, headers, rows, widths)
+
+
+def _estimated(results: Results, header: str, measure: str, width: int = 15) -> _Column:
+    return _Column(header, width, lambda group: _estimate_cell(results, group, measure))
+
+
+def _difference(results: Results, other: Group, header: str, measure: str) -> _Column:
+    """A measure minus that of another contestant."""
+    return _Column(header, 24, lambda group: _difference_cell_of(results, group, other, measure))
+
+
 def _estimate_cell(results: Results, group: Group, measure: str) -> str:
     function = measure_named(measure)
     value = estimate_of(results, group, measure)
@@ -187,13 +228,11 @@ def _speedup_cell(results: Results, group: Group, measure: str) -> str:
     return quantities.comparison(ratio, "ratio")
 
 
-def _difference_cell_of(results: Results, group: Group, measure: str) -> str:
-    subject = results.subject()
-    assert subject is not None
-    if group is subject:
+def _difference_cell_of(results: Results, group: Group, other: Group, measure: str) -> str:
+    if group is other:
         return "0 (by definition)"
     kind = measure_named(measure).kind
-    return quantities.comparison(difference(results, group, subject, measure), kind)
+    return quantities.comparison(difference(results, group, other, measure), kind)
 
 
 def _share_cell(results: Results, group: Group) -> str:

@@ -34,9 +34,9 @@ def test_command_writes_every_file_and_prints_the_summary(results_dir):
         "curves-reduced.png",
         "curves-reduced.svg",
         "curves.csv",
+        "headline.md",
         "summary.md",
         "table.csv",
-        "tables.md",
     ]
     assert all(name in done.stdout for name in written)
 

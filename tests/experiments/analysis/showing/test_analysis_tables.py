@@ -64,7 +64,7 @@ def by_name(summary):
     return {path.name: path for path in summary.paths}
 
 
-@pytest.mark.parametrize("name", ["summary.md", "table.csv", "comparison.csv"])
+@pytest.mark.parametrize("name", ["summary.md", "headline.md", "table.csv", "comparison.csv"])
 def test_file_is_the_golden_one(summary, name):
     written = by_name(summary)[name].read_text()
     if os.environ.get("UPDATE_GOLDEN"):
