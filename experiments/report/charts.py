@@ -15,9 +15,8 @@ from html import escape
 import numpy as np
 
 from experiments.analysis.measuring.curvature import trace
-from experiments.analysis.measuring.curves import AXES, Axis, Curve, curve
+from experiments.analysis.measuring.curves import AXES, Axis, Curve, Extent, curve, extent
 from experiments.analysis.measuring.groups import Group, Results
-from experiments.analysis.measuring.measures import FALLING_METRICS
 from experiments.analysis.measuring.quantities import MINUS
 from experiments.analysis.measuring.runs import FloatArray, Run
 from experiments.analysis.showing.palette import LINES, look_of
@@ -49,7 +48,6 @@ PARTS = {
 MARKS = 8  # on a line of any length
 POINTS = 300  # of a line at most
 DECADES = 30.0  # a quantity that spans more is drawn on a logarithmic axis
-LOSS_FALL = 5.0  # so is a loss that falls by more
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,13 @@ def training_panels(results: Results, name: str) -> list[Panel]:
     """
     panels = []
     for metric in METRICS:
-        for axis in AXES:
-            curves = {group: curve(group, metric, axis) for group in results.groups}
+        by_axis = {axis: {g: curve(g, metric, axis) for g in results.groups} for axis in AXES}
+        shown = extent(line for curves in by_axis.values() for line in curves.values())
+        if shown is None:
+            continue
+        for axis, curves in by_axis.items():
             if any(line.x.size for line in curves.values()):
-                panels.append(_training_panel(results, curves, metric, axis, name))
+                panels.append(_training_panel(results, curves, shown, metric, axis, name))
     return panels
 
 
@@ -221,17 +222,19 @@ def time_panel(rows: Sequence[tuple[Group, Mapping[str, float]]]) -> str:
 
 
 def _training_panel(
-    results: Results, curves: dict[Group, Curve], metric: str, axis: Axis, name: str
+    results: Results,
+    curves: dict[Group, Curve],
+    shown: Extent,
+    metric: str,
+    axis: Axis,
+    name: str,
 ) -> Panel:
     drawn = [line for line in curves.values() if line.x.size]
-    ceiling = _ceiling(metric, drawn)
-    values = [min(float(v), ceiling) for line in drawn for v in (*line.low, *line.high)]
+    ceiling, logarithmic = shown.ceiling, shown.logarithmic
     x_values = [float(v) for line in drawn for v in line.x]
     x_values += [run.epochs[-1][axis] for line in drawn for run in line.group.ended if run.epochs]
     x = svg.scale_for(x_values, LEFT, WIDTH - RIGHT, from_zero=True)
-    falls = metric in FALLING_METRICS
-    logarithmic = falls and min(values) > 0 and max(values) > LOSS_FALL * min(values)
-    y = svg.scale_for(values, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
+    y = svg.scale_for((shown.low, shown.high), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
     patterns = dashes(results.groups)
     body = []
     if results.target is not None and results.target.metric == metric:
@@ -351,13 +354,6 @@ def _ends_in_words(lines: Iterable[Curve]) -> str:
         for line in lines
     )
     return f"{'; '.join(told)}."
-
-
-def _ceiling(metric: str, lines: Sequence[Curve]) -> float:
-    """A loss that explodes leaves the panel at ten times the largest first loss."""
-    if metric not in FALLING_METRICS:
-        return math.inf
-    return 10 * max(float(line.high[0]) for line in lines)
 
 
 def _thinned(count: int) -> list[int]:

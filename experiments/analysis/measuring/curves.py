@@ -9,13 +9,14 @@ Where no seed has finished the grid ends with the first that ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from experiments.analysis.measuring.groups import Group
+from experiments.analysis.measuring.measures import FALLING_METRICS
 from experiments.analysis.measuring.runs import FloatArray, Run
 from experiments.analysis.measuring.statistics import Estimate
 
@@ -23,6 +24,8 @@ Axis = Literal["epoch", "step", "train_time_s"]
 AXES: tuple[Axis, ...] = ("epoch", "step", "train_time_s")
 METRICS = ("train_loss", "test_loss", "test_top1", "test_top5")
 GRID_POINTS = 50
+LOSS_FALL = 5.0  # a loss that falls by more is shown on a logarithmic axis
+EXPLOSION = 10.0  # and one that rises to more than so many times the largest first one, cut there
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,25 @@ class Curve:
     high: FloatArray
     half_width: FloatArray
     ends: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What the axis of a metric shows, the same in all panels of a figure.
+
+    Attributes:
+        low: smallest value of any curve.
+        high: largest value, at most `ceiling`.
+        ceiling: where larger values are drawn; infinite for what is not a loss.
+        explodes: whether there are such values.
+        logarithmic: whether the axis is.
+    """
+
+    low: float
+    high: float
+    ceiling: float
+    explodes: bool
+    logarithmic: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,24 @@ def curve(group: Group, metric: str, axis: Axis) -> Curve:
         _array(estimate.half_width for estimate in estimates),
         ends,
     )
+
+
+def extent(lines: Iterable[Curve]) -> Extent | None:
+    """The extent of the curves of one metric, against whatever axes; None if all are empty.
+
+    One extent for all axes, because a loss that is logarithmic against epochs and linear against
+    seconds cannot be compared with itself.
+    """
+    drawn = [line for line in lines if line.x.size]
+    if not drawn:
+        return None
+    low = min(float(line.low.min()) for line in drawn)
+    high = max(float(line.high.max()) for line in drawn)
+    if drawn[0].metric not in FALLING_METRICS:
+        return Extent(low, high, np.inf, explodes=False, logarithmic=False)
+    ceiling = EXPLOSION * max(float(line.high[0]) for line in drawn)
+    shown = min(high, ceiling)
+    return Extent(low, shown, ceiling, high > ceiling, low > 0 and shown > LOSS_FALL * low)
 
 
 def _trace(run: Run, metric: str, axis: Axis) -> _Trace:

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.analysis.measuring.curvature import trace
-from experiments.analysis.measuring.curves import Axis, Curve, curve
+from experiments.analysis.measuring.curves import Axis, Curve, Extent, curve, extent
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.pl import pl_trace
 from experiments.analysis.showing.palette import LINES, look_of
@@ -82,13 +82,14 @@ def training_figure(results: Results) -> Figure | None:
     styles = _lines(groups)
     figure, grid = _new_figure(2, 2)
     for row, metric in enumerate(METRIC_LABELS):
+        curves = {axis: [curve(group, metric, axis) for group in groups] for axis in axes_names}
+        shown = extent(line for lines in curves.values() for line in lines)
         for column, axis in enumerate(axes_names):
             panel = grid[row][column]
-            lines = [curve(group, metric, axis) for group in groups]
-            ceiling = _ceiling(metric, lines)
-            for line in lines:
-                _draw(panel, line, styles[line.group], ceiling)
-            _scale_y(panel, metric, lines, ceiling)
+            for line in curves[axis]:
+                _draw(panel, line, styles[line.group], shown.ceiling if shown else math.inf)
+            if shown is not None:
+                _scale_y(panel, shown)
             panel.set_ylabel(METRIC_LABELS[metric])
             panel.set_xlabel(AXIS_LABELS[axis])
             panel.set_xlim(left=0)
@@ -252,24 +253,12 @@ def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
     )
 
 
-def _ceiling(metric: str, lines: Sequence[Curve]) -> float:
-    """A loss that explodes leaves the panel at ten times the largest first loss."""
-    first = [float(line.high[0]) for line in lines if line.x.size]
-    return 10 * max(first) if metric == "train_loss" and first else math.inf
-
-
-def _scale_y(panel: Axes, metric: str, lines: Sequence[Curve], ceiling: float) -> None:
-    """A loss that falls by more than a factor of five is drawn on a log scale."""
-    values = np.concatenate([line.low for line in lines] + [line.high for line in lines])
-    if metric != "train_loss" or not values.size:
-        return
-    explodes = values.max() > ceiling
-    low, high = float(values.min()), min(float(values.max()), ceiling)
-    logarithmic = low > 0 and high > 5 * low
-    if logarithmic:
+def _scale_y(panel: Axes, shown: Extent) -> None:
+    if shown.logarithmic:
         panel.set_yscale("log")
-    if explodes:  # matplotlib chose the lower limit by what is no longer shown
-        panel.set_ylim(low / 1.3 if logarithmic else low - 0.05 * (high - low), ceiling)
+    if shown.explodes:  # matplotlib chose the lower limit by what is no longer shown
+        room = 0.05 * (shown.high - shown.low)
+        panel.set_ylim(shown.low / 1.3 if shown.logarithmic else shown.low - room, shown.ceiling)
 
 
 def _spans_decades(panel: Axes) -> bool:

@@ -10,10 +10,12 @@ import yaml
 from matplotlib.image import imread
 
 from experiments.analysis.measuring.curvature import summarise_curvature, trace
+from experiments.analysis.measuring.curves import curve, extent
 from experiments.analysis.measuring.groups import group_runs
 from experiments.analysis.measuring.runs import load_runs
 from experiments.analysis.showing import figures, palette
 from experiments.contestants import CONFIG_DIR, arms, options
+from experiments.report.charts import training_panels
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 
@@ -80,6 +82,17 @@ def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
     near = results_of(tmp_path / "near", FakeRun(loss=(2.0, 1.0, 0.9)))
     assert figures.training_figure(far).axes[0].get_yscale() == "log"
     assert figures.training_figure(near).axes[0].get_yscale() == "linear"
+
+
+def test_loss_has_one_scale_against_epochs_and_seconds(tmp_path):
+    # The seed that falls far diverges: it is in the curve against epochs, not in that against time.
+    lost = FakeRun(seed=1, status="diverged", loss=(2.0, 0.1), top1=(50.0, 80.0))
+    results = results_of(tmp_path, FakeRun(loss=(2.0, 1.0, 0.9)), lost)
+    against_time = curve(results.groups[0], "train_loss", "train_time_s")
+    assert not extent([against_time]).logarithmic
+    assert [p.get_yscale() for p in figures.training_figure(results).axes[:2]] == ["log", "log"]
+    drawn = [panel.svg for panel in training_panels(results, "a") if panel.metric == "train_loss"]
+    assert len(drawn) == 3 and all("training loss, log<" in text for text in drawn)
 
 
 def test_loss_that_explodes_leaves_the_others_readable(tmp_path):
