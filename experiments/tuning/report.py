@@ -18,9 +18,6 @@ TRIALS_FILE = "trials.csv"
 SUMMARY_FILE = "summary.md"
 CHOSEN_FILE = "chosen.yaml"
 
-# Closer than this share of the range (in decades) to one of its ends, a best trial is at the edge.
-_EDGE = 0.1
-
 
 def ranked(trials: Sequence[Trial], search: Search) -> list[Trial]:
     """The trials, best first; those that diverged last."""
@@ -122,13 +119,14 @@ def _notes(study: OptimizerStudy, best: Trial) -> list[str]:
     if best.diverged:
         return [f"- {study.optimizer}: every trial diverged; nothing was chosen."]
     notes = []
-    for key, span in study.search.space.search[study.optimizer].items():
-        place = math.log(best.values[key] / span.low) / math.log(span.high / span.low)
-        if not _EDGE <= place <= 1 - _EDGE:
-            notes.append(
-                f"- {study.optimizer}: the best {key} lies at the edge of its range "
-                f"({span.low:g} to {span.high:g}); a wider one may have a better."
-            )
+    for key, value in best.values.items():
+        tried = [trial.values[key] for trial in study.trials]
+        for end, word in ((min(tried), "smaller"), (max(tried), "larger")):
+            if value == end:
+                notes.append(
+                    f"- {study.optimizer}: no {key} {word} than the best, {value:.3g}, was tried; "
+                    "there may be a better one."
+                )
     return notes
 
 

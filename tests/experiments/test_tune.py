@@ -203,6 +203,12 @@ def test_trials_are_an_even_grid_and_then_follow_from_its_results(tmp_path):
     summary = summary_markdown(search, [study])
     assert f"| sgd         | 5        | {len(diverged)} " in summary
     assert f"{results[0]:.4g}" in summary and "200 held-out training images" in summary
+    assert "was tried; there may be a better one" not in summary
+    every, best = study.trials, order[0].values["optimizer.lr"]
+    for word, beyond in (("larger", np.greater), ("smaller", np.less)):
+        study.trials = [t for t in every if not beyond(t.values["optimizer.lr"], best)]
+        told = f"- sgd: no optimizer.lr {word} than the best, {best:.3g}, was tried"
+        assert told in summary_markdown(search, [study])
 
 
 def wait_for(condition, process: subprocess.Popen, limit_s: float = 240) -> None:
