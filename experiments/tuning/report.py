@@ -100,12 +100,14 @@ def summary_markdown(search: Search, studies: Sequence[OptimizerStudy]) -> str:
         notes += _notes(study, best)
     header = ["optimizer", "trials", "diverged", "best", metric, "median trial", metric]
     table = tabulate(rows, headers=header, tablefmt="github", disable_numparse=True)
-    seeds = ", ".join(map(str, search.seeds))
+    seeds = f"the mean of seeds {', '.join(map(str, search.seeds))}"
+    if len(search.seeds) == 1:
+        seeds = f"with seed {search.seeds[0]}"
     lines = [
         f"# Tuning of {search.experiment}, scale {search.scale}",
         "",
-        f"Space `{search.space.name}`, {search.trials} trials for each optimizer, each the mean of "
-        f"seeds {seeds}. `{metric}` is that of {_holdout(studies)} held-out training images after "
+        f"Space `{search.space.name}`, {search.trials} trials for each optimizer, each "
+        f"{seeds}. `{metric}` is that of {_holdout(studies)} held-out training images after "
         "the last epoch; the test set was not used. A diverged trial counts as the worst. All "
         f"trials: `{TRIALS_FILE}`.",
         "",
