@@ -84,7 +84,8 @@ def figures(experiment: str) -> dict[str, list[str]]:
 @cache
 def _looks_of_arms(experiment: str) -> dict[str, Look]:
     """A look for each arm that is not named like an optimizer; no two are equal."""
-    names, shown = arms(experiment), figures(experiment)
+    names = arms(experiment)
+    shown = figures(experiment) or {"all": list(names)}
     # Not the colour of an optimizer that takes part itself, as long as enough are left.
     free = [look.colour for name, look in LOOKS.items() if name not in names]
     colours = [*free, _GREY] if len(free) >= 4 else [look.colour for look in LOOKS.values()]
