@@ -57,9 +57,9 @@ def look(contestant: str, experiment: str = "") -> Look:
     """Colour and marker of an optimizer or an arm, whichever others are drawn.
 
     An arm's look follows from `configs/` alone: the arms of its experiment, and the figures that
-    its config names, in each of which every contestant has a colour and a marker of its own as long
-    as there are enough. An arm that is named like an optimizer looks like it. An unknown name gets
-    a fixed look by its spelling.
+    its config names (all arms together where it names none), in each of which every contestant has
+    a colour and a marker of its own as long as there are enough. An arm that is named like an
+    optimizer looks like it. An unknown name gets a fixed look by its spelling.
 
     Args:
         contestant: name of the arm, or of the optimizer.

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.analysis.judging.registry import results_of
 from experiments.analysis.showing.registry_page import write_registry
+from experiments.contestants import options
 from experiments.errors import UserError
 from experiments.report import prose
 from experiments.report.__main__ import main
@@ -217,6 +218,10 @@ def test_prose_takes_its_numbers_from_the_runs(write_prose):
 def test_prose_that_the_runs_do_not_bear_stops_the_build(write_prose, text, complaint):
     with pytest.raises(UserError, match=complaint):
         write_prose(text)
+
+
+def test_every_experiment_has_a_text_of_its_own():
+    assert {path.stem for path in prose.FOLDER.glob("*.md")} == set(options("experiment"))
 
 
 @pytest.mark.parametrize("path", sorted(prose.FOLDER.glob("*.md")), ids=lambda path: path.stem)

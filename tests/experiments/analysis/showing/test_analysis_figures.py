@@ -122,7 +122,7 @@ def test_every_arm_of_an_experiment_has_its_own_look(experiment):
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_no_two_contestants_of_a_figure_share_a_colour_or_a_marker(experiment):
     all_arms = list(arms(experiment))
-    alone = [all_arms] if len(all_arms) <= 6 else []  # more have no colours of their own
+    alone = [all_arms] if len(all_arms) <= len(palette._ARM_MARKERS) else []  # else: not enough
     for names in [*palette.figures(experiment).values()] or alone:
         looks = [palette.look(name, experiment) for name in names]
         assert len({look.colour for look in looks}) == len(names)
