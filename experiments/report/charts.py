@@ -1,4 +1,4 @@
-"""The drawings of a page: training curves, what the curvature did, intervals side by side.
+"""The drawings of a page: training curves, intervals side by side, where the time goes.
 
 A group is drawn with the colour and marker of its optimizer (`analysis.palette`). Line and band are
 those of `analysis.curves`: the mean over seeds, and smallest to largest seed. Every seed's own line
@@ -14,7 +14,6 @@ from html import escape
 
 import numpy as np
 
-from experiments.analysis.measuring.curvature import trace
 from experiments.analysis.measuring.curves import AXES, Axis, Curve, Extent, curve, extent
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.quantities import MINUS
@@ -33,12 +32,6 @@ AXIS_LABELS: dict[Axis, str] = {
     "step": "steps",
     "train_time_s": "training time, seconds",
 }
-CURVATURE = {
-    "mu": "curvature ratio μ (dashed: damped)",
-    "gamma": "initial scale γ",
-    "cos_direction_gradient": "cos(d, g)",
-    "direction_over_gradient": "length ‖d‖ / ‖g‖",
-}
 # Parts of the training time: names, and fields of the epoch records.
 PARTS = {
     "forward, backward": "forward_backward_time_s",
@@ -47,7 +40,6 @@ PARTS = {
 }
 MARKS = 8  # on a line of any length
 POINTS = 300  # of a line at most
-DECADES = 30.0  # a quantity that spans more is drawn on a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -125,12 +117,6 @@ def training_panels(results: Results, name: str) -> list[Panel]:
     return panels
 
 
-def curvature_panels(results: Results, name: str) -> list[Panel]:
-    """The curvature records against steps: median over blocks and seeds, smallest to largest."""
-    groups = [group for group in results.groups if any(run.curvature for run in group.ended)]
-    return [_curvature_panel(results, field, name) for field in CURVATURE] if groups else []
-
-
 def interval_panel(
     title: str,
     rows: Sequence[tuple[Group, float, float, float]],
@@ -166,8 +152,8 @@ def interval_panel(
         at = 26 + row_height * (place + 0.5)
         label = _clipped(group.label, 22)
         parts.append(f'<text class="tick end" x="{left - 12}" y="{at + 4}">{label}</text>')
-        bounds = "" if math.isnan(low) else f" [{_told(low)}, {_told(high)}]"
-        words = f"{group.label}: {_told(centre)}{bounds}"
+        bounds = "" if math.isnan(low) else f" [{short(low)}, {short(high)}]"
+        words = f"{group.label}: {short(centre)}{bounds}"
         told.append(words)
         body = "" if math.isnan(low) else _bar(x, low, high, at)
         body += svg.marker(look.marker, x(centre), at, words)
@@ -207,13 +193,13 @@ def time_panel(rows: Sequence[tuple[Group, Mapping[str, float]]]) -> str:
         start = 0.0
         for number, name in enumerate(PARTS):
             wide = x(start + seconds[name]) - x(start)
-            words = f"{group.label}: {name} {_told(seconds[name])} s per epoch"
+            words = f"{group.label}: {name} {short(seconds[name])} s per epoch"
             parts.append(
                 f'<rect class="part{number}" x="{x(start):.1f}" y="{at}" width="{wide:.1f}" '
                 f'height="{row_height - 8}"><title>{escape(words)}</title></rect>'
             )
             start += seconds[name]
-        told.append(f"{group.label} {', '.join(f'{n} {_told(s)}' for n, s in seconds.items())}")
+        told.append(f"{group.label} {', '.join(f'{n} {short(s)}' for n, s in seconds.items())}")
     alt = escape(f"seconds per epoch. {'; '.join(told)}.")
     return (
         f'<svg class="panel" viewBox="0 0 {WIDTH} {floor + 34}" role="img" aria-label="{alt}">'
@@ -244,7 +230,7 @@ def _training_panel(
         line = curves[group]
         shape = "".join(_seed_line(run, metric, axis, x, y, ceiling) for run in group.ended)
         shape += _curve(line, x, y, ceiling, patterns[group], AXIS_LABELS[axis])
-        body.append(_group(place, group, shape))
+        body.append(group_shape(place, group, shape))
     title = f"{METRICS[metric]}{', log' if logarithmic else ''}"
     alt = f"{METRICS[metric]} against {AXIS_LABELS[axis]}. {_ends_in_words(drawn)}"
     frame = svg.frame(x, y, title=title, x_label=AXIS_LABELS[axis])
@@ -262,9 +248,9 @@ def _curve(line: Curve, x: Scale, y: Scale, ceiling: float, dash: str, unit: str
 
     parts = [svg.area(places(line.high), places(line.low))] if line.n.max() > 1 else []
     parts.append(svg.polyline(places(line.mean), "line", svg.dash_attribute(dash)))
-    for i in _marked(line.x.size):
-        spread = f" [{_told(line.low[i])}, {_told(line.high[i])}]" if line.n[i] > 1 else ""
-        told = f"{line.group.label}: {_told(line.mean[i])}{spread} at {line.x[i]:.6g} {unit}"
+    for i in marked(line.x.size):
+        spread = f" [{short(line.low[i])}, {short(line.high[i])}]" if line.n[i] > 1 else ""
+        told = f"{line.group.label}: {short(line.mean[i])}{spread} at {line.x[i]:.6g} {unit}"
         at = (x(line.x[i]), y(min(float(line.mean[i]), ceiling)))
         parts.append(svg.marker(look_of(line.group).marker, *at, told))
     parts += [_cross(x(a), y(min(b, ceiling))) for a, b in line.ends]
@@ -280,76 +266,20 @@ def _seed_line(run: Run, metric: str, axis: Axis, x: Scale, y: Scale, ceiling: f
     return svg.polyline(points, "seed").replace("/>", f">{title}</path>")
 
 
-def _curvature_panel(results: Results, field: str, name: str) -> Panel:
-    traces = {group: trace(group.ended, field) for group in results.groups}
-    found = [entry for entry in traces.values() if entry[0].size]
-    values = [float(v) for _, _, low, high in found for v in (*low, *high)]
-    damped = {}
-    if field == "mu":
-        damped = {group: trace(group.ended, "mu_damped") for group in results.groups}
-        values += [float(v) for _, median, _, _ in damped.values() for v in median]
-    x = svg.scale_for([float(v) for s, *_ in found for v in s], LEFT, WIDTH - RIGHT, from_zero=True)
-    cosine = field == "cos_direction_gradient"
-    positive = [v for v in values if v > 0]
-    logarithmic = (
-        not cosine and len(positive) == len(values) and max(values) > DECADES * min(values)
-    )
-    if cosine:  # how near to 1 it lies is the point
-        values += [0.0, 1.0]
-    y = svg.scale_for(values, HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
-    patterns = dashes(results.groups)
-    body = []
-    for place, group in enumerate(results.groups):
-        steps, median, low, high = traces[group]
-        if not steps.size:
-            continue
-        shape = _seed_traces(group, field, x, y)
-        shape += svg.area(_points(x, y, steps, high), _points(x, y, steps, low))
-        dash = svg.dash_attribute(patterns[group])
-        shape += svg.polyline(_points(x, y, steps, median), "line", dash)
-        if field == "mu":
-            steps_damped, median_damped, _, _ = damped[group]
-            points = _points(x, y, steps_damped, median_damped)
-            shape += svg.polyline(points, "line thin", svg.dash_attribute("3 3"))
-        for i in _marked(steps.size):
-            spread = f"[{_told(low[i])}, {_told(high[i])}]"
-            told = f"{group.label}: {_told(median[i])} {spread} at {steps[i]:.0f} steps"
-            at = (x(steps[i]), y(median[i]))
-            shape += svg.marker(look_of(group).marker, *at, told)
-        body.append(_group(place, group, shape))
-    title = f"{CURVATURE[field]}{', log' if logarithmic else ''}"
-    words = "; ".join(
-        f"{group.label} from {_told(median[0])} to {_told(median[-1])}"
-        for group, (steps, median, _, _) in traces.items()
-        if steps.size
-    )
-    alt = f"{CURVATURE[field]} against steps, medians. {words}."
-    frame = svg.frame(x, y, title=title, x_label="steps")
-    return Panel("step", field, svg.panel(f"{name}-{field}", alt, frame, "".join(body)))
-
-
-def _seed_traces(group: Group, field: str, x: Scale, y: Scale) -> str:
-    lines = []
-    for run in group.ended:
-        steps, median, _, _ = trace([run], field)
-        title = f"<title>seed {run.seed}</title>"
-        line = svg.polyline(_points(x, y, steps, median), "seed")
-        lines.append(line.replace("/>", f">{title}</path>"))
-    return "".join(lines)
-
-
-def _points(x: Scale, y: Scale, at: FloatArray, values: FloatArray) -> list[tuple[float, float]]:
+def points_of(x: Scale, y: Scale, at: FloatArray, values: FloatArray) -> list[tuple[float, float]]:
+    """Places of a line's points in a panel; `POINTS` of them and the last at most."""
     return [(x(float(at[i])), y(float(values[i]))) for i in _thinned(at.size)]
 
 
-def _group(place: int, group: Group, shape: str) -> str:
+def group_shape(place: int, group: Group, shape: str) -> str:
+    """What is drawn of a group, which the legend shows and hides by its place."""
     colour = svg.ink(look_of(group).colour)
     return f'<g class="group g{place}" style="--c:{colour}">{shape}</g>'
 
 
 def _ends_in_words(lines: Iterable[Curve]) -> str:
     told = (
-        f"{line.group.label} from {_told(line.mean[0])} to {_told(line.mean[-1])} "
+        f"{line.group.label} from {short(line.mean[0])} to {short(line.mean[-1])} "
         f"(n = {line.n.max()})"
         for line in lines
     )
@@ -363,7 +293,8 @@ def _thinned(count: int) -> list[int]:
     return kept if not count or kept[-1] == count - 1 else [*kept, count - 1]
 
 
-def _marked(count: int) -> list[int]:
+def marked(count: int) -> list[int]:
+    """Indices of the points that get a marker, the last among them."""
     stride = max(1, math.ceil(count / MARKS))
     return list(range(count - 1, -1, -stride))[::-1]
 
@@ -380,7 +311,8 @@ def _cross(x: float, y: float) -> str:
     return f'<path class="cross" d="{d}"><title>a seed diverged here</title></path>'
 
 
-def _told(value: float) -> str:
+def short(value: float) -> str:
+    """A number in a text of a drawing: four digits."""
     return f"{value:.4g}".replace("-", MINUS)
 
 

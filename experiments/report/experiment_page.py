@@ -16,7 +16,7 @@ from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.measures import measure_named
 from experiments.analysis.measuring.runs import Run
 from experiments.analysis.showing.tables import Table, result_tables
-from experiments.report import charts
+from experiments.report import charts, record_charts
 from experiments.report.cells import Cell, HtmlTable, number_cell
 from experiments.report.charts import Entry, Panel
 from experiments.report.material import Material, training_seconds
@@ -57,6 +57,7 @@ class Section:
         subsets: names of the entries that belong to one figure, by its name.
         training: curves.
         curvature: curves of the curvature records.
+        gradient: curves of the gradient of the whole training set.
         words: per quasi-Newton group: label and what its curvature did.
         intervals: drawings of final accuracy and speed-ups with intervals.
         times: a drawing of where the training time goes.
@@ -74,6 +75,7 @@ class Section:
     subsets: dict[str, tuple[str, ...]]
     training: tuple[Panel, ...]
     curvature: tuple[Panel, ...]
+    gradient: tuple[Panel, ...]
     words: tuple[tuple[str, str], ...]
     intervals: tuple[str, ...]
     times: str
@@ -102,7 +104,8 @@ def section(material: Material, results: Results, to_results: str) -> Section:
         legend=tuple(legend),
         subsets=_subsets(results, legend),
         training=tuple(charts.training_panels(results, prefix)),
-        curvature=tuple(charts.curvature_panels(results, f"{prefix}-curvature")),
+        curvature=tuple(record_charts.curvature_panels(results, f"{prefix}-curvature")),
+        gradient=tuple(record_charts.gradient_panels(results, f"{prefix}-gradient")),
         words=_curvature_words(results),
         intervals=_interval_panels(results),
         times=_time_panel(results),

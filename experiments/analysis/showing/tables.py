@@ -82,7 +82,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
 
     over = results.role("baseline")
     base = "SGD" if over is None else display_name(over)
-    tables = (
+    tables: tuple[Table, ...] = (
         table(
             f"Accuracy and loss ({where}; mean ± half width of the 95 % t-interval)",
             (
@@ -111,6 +111,17 @@ def result_tables(results: Results) -> tuple[Table, ...]:
             ),
         ),
     )
+    if any(run.gradients for group in results.groups for run in group.ended):
+        tables += (
+            table(
+                f"Squared gradient norm over loss, of the whole training set ({where})",
+                (
+                    estimated("smallest ‖∇L‖² / L", "pl_constant"),
+                    estimated("first over smallest", "pl_fall"),
+                    estimated("slope of ln ‖∇L‖² over ln L", "pl_exponent"),
+                ),
+            ),
+        )
     subject = results.subject()
     if subject is None:
         return tables
