@@ -13,6 +13,8 @@ from experiments.analysis.measuring.statistics import Estimate, Interval
 MINUS = "−"
 NOTHING = "–"
 
+_ROUNDING = 1e-12  # a spread this small beside its mean is float64's own, and printed as zero
+
 
 def number(value: float, kind: str) -> str:
     """Print one number.
@@ -93,6 +95,8 @@ def _mean(mean: float, half_width: float | None, kind: str) -> str:
     decimals = _decimals(mean, kind)
     if half_width is None:
         return f"{_print(mean, kind, decimals)} (n = 1)"
+    if half_width < _ROUNDING * abs(mean):
+        half_width = 0.0
     if half_width > 0 and kind == "loss":
         # A small spread is shown as small, not as zero: one digit of it at least, two at most
         # beyond the usual ones.
