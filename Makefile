@@ -84,7 +84,7 @@ prepare-imagenet: $(STAMP) ## SRC=originals DST=folder: check and resize every i
 PLAN := dataset=imagenet --model torchvision:resnet50 train.batch_size=512 optimizer=mlbfgs \
 	optimizer.update_interval=50 launch.nproc=8
 
-bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a minute)
+bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (seconds)
 	$(BIN)/python -m experiments.plan $(PLAN) 'optimizer.blocks="resblocks:2"' \
 	  optimizer.distribution=blocks > results/benchmarks/plan_resnet50_blocks.txt
 	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \
@@ -128,7 +128,7 @@ predictions: $(STAMP) ## count the runs that claims need: results/predictions.js
 judge: claims ## judge every claim, then bring README and docs up to date
 	$(BIN)/python -m experiments.analysis.documents
 
-report: $(STAMP) ## results/report/index.html, a static tree of pages, from the committed results alone (half a minute)
+report: $(STAMP) ## results/report/index.html, a static tree of pages, from the committed results alone (seconds)
 	$(BIN)/python -m experiments.analysis.documents --check
 	$(BIN)/python -m experiments.report
 

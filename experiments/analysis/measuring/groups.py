@@ -25,7 +25,9 @@ DISPLAY_NAMES = {
     "adam": "Adam",
     "adamw": "AdamW",
     "slimqn": "SLIM-QN",
+    "slimqn_released": "SLIM-QN, released",
     "mlbfgs": "mL-BFGS",
+    "mlbfgs_released": "mL-BFGS, released",
     "kfac": "KFAC",
     "slbfgs": "sL-BFGS",
     "sgd_normalized": "SGD, normalised",
@@ -37,7 +39,8 @@ DISPLAY_NAMES = {
     "soap": "SOAP",
 }
 # Baselines first, so that a table reads like the papers' tables.
-_ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")
+_ORDER = ("sgd", "sgd_normalized", "adam", "adamw", "kfac", "slbfgs")
+_ORDER += ("slimqn", "slimqn_released", "mlbfgs", "mlbfgs_released")
 _ABSENT = object()
 
 

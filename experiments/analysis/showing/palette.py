@@ -1,7 +1,8 @@
 """One optimizer, one colour, one marker, in every figure of the project; one look per arm too.
 
 The colours are those of Okabe and Ito, which readers with any common colour blindness can tell
-apart; the markers say the same thing again for a black-and-white print.
+apart; for their yellow, too faint as a line on white, stands the wine of Tol's muted scheme. The
+markers say the same thing again for a black-and-white print.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LOOKS = {
 _GREY = "#999999"
 _OTHERS = (
     Look(_GREY, "<"),
-    Look("#F0E442", ">"),
+    Look("#882255", ">"),
     Look("#56B4E9", "h"),
     Look("#CC79A7", "p"),
     Look("#000000", "*"),

@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 import yaml
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from experiments.analysis.measuring.curvature import summarise_curvature, trace
@@ -109,6 +110,14 @@ def test_no_records_no_figure(tmp_path):
     results = results_of(tmp_path, FakeRun(status="crashed", top1=(), loss=()))
     assert figures.training_figure(results) is None
     assert figures.curvature_figure(results) is None
+
+
+def test_no_colour_is_faint_on_white():
+    """W3C's contrast ratio; the yellow of Okabe and Ito has 1.3."""
+    for each in {look.colour for look in (*palette.LOOKS.values(), *palette._OTHERS)}:
+        rgb = np.array(to_rgb(each))
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) > 2, each
 
 
 @pytest.mark.parametrize("experiment", ["controls", "deviations", "released"])
