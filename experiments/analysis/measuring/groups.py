@@ -39,8 +39,10 @@ DISPLAY_NAMES = {
     "soap": "SOAP",
 }
 # Baselines first, so that a table reads like the papers' tables.
-_ORDER = ("sgd", "sgd_normalized", "adam", "adamw", "kfac", "slbfgs")
-_ORDER += ("slimqn", "slimqn_released", "mlbfgs", "mlbfgs_released")
+_ORDER = (
+    *("sgd", "sgd_normalized", "adam", "adamw", "kfac", "slbfgs"),
+    *("slimqn", "slimqn_released", "mlbfgs", "mlbfgs_released"),
+)
 _ABSENT = object()
 
 
