@@ -84,7 +84,7 @@ prepare-imagenet: $(STAMP) ## SRC=originals DST=folder: check and resize every i
 PLAN := dataset=imagenet --model torchvision:resnet50 train.batch_size=512 optimizer=mlbfgs \
 	optimizer.update_interval=50 launch.nproc=8
 
-bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (seconds)
+bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a minute)
 	$(BIN)/python -m experiments.plan $(PLAN) 'optimizer.blocks="resblocks:2"' \
 	  optimizer.distribution=blocks > results/benchmarks/plan_resnet50_blocks.txt
 	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \

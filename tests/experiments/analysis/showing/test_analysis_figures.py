@@ -113,7 +113,7 @@ def test_no_records_no_figure(tmp_path):
 
 
 def test_no_colour_is_faint_on_white():
-    """W3C's contrast ratio; the yellow of Okabe and Ito has 1.3."""
+    """W3C's contrast ratio: their yellow has 1.3, their orange, the faintest that is kept, 2.25."""
     for each in {look.colour for look in (*palette.LOOKS.values(), *palette._OTHERS)}:
         rgb = np.array(to_rgb(each))
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
