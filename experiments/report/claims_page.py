@@ -71,7 +71,9 @@ class Row:
 
 
 def claim_rows(material: Material, claims: Sequence[JudgedClaim]) -> list[Row]:
-    """One row per claim and scale: what was judged first, what was not run last.
+    """One row per claim and scale: what training settled first, then what it left open.
+
+    Then the claims that need no training, and what was not run last.
 
     A scale that may not judge a claim has no row of its own; what its runs say stands beside the
     verdict of the scale that may.
@@ -85,8 +87,10 @@ def claim_rows(material: Material, claims: Sequence[JudgedClaim]) -> list[Row]:
 
     def place(row: Row) -> int:
         if row.judgement.outcome == "not run":
+            return 3
+        if row.claim.kind == "theory":
             return 2
-        return 1 if row.claim.kind == "theory" else 0
+        return 1 if row.judgement.outcome == "inconclusive" else 0
 
     return sorted(rows, key=place)
 

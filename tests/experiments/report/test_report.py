@@ -62,6 +62,14 @@ def test_a_claim_says_verdict_scale_paper_ours_and_cost(pages):
     assert "○ not run" in row_of(pages["index.html"], "mine-full")
 
 
+def test_claims_that_are_settled_stand_before_open_ones_and_those_never_run(pages):
+    rows = re.findall(r'<tr id="(\S+)".*?data-verdict="([^"]*)"', pages["index.html"], re.S)
+    places = {name: place for place, (name, _) in enumerate(rows)}
+    assert places["ordering-reduced"] < places["close-reduced"] < places["mine-full"]
+    order = ["reproduced", "inconclusive", "not run"]
+    assert [verdict for _, verdict in rows] == sorted((v for _, v in rows), key=order.index)
+
+
 def test_every_run_is_linked_from_its_page_and_every_link_exists(results, pages):
     tables = re.findall(
         r'<table[^>]* id="(?:reduced|full)-runs">.*?</table>', pages["toy.html"], re.S
