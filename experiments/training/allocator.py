@@ -1,9 +1,8 @@
 """Memory of freed tensors, kept by a process that trains on the CPU.
 
-A pass allocates and frees the same activations in every step. glibc gives blocks of more than 128
-KiB (later up to 32 MiB) to the system as soon as they are free, and the system hands every page out
-again zeroed: a page fault for 4 KiB, ten thousands of them a step. Kept by the process instead,
-they are reused as they are. No number changes; `experiments.benchmarks.allocator` measures what it
+A pass allocates and frees the same activations in every step. glibc gives large blocks back to the
+system as soon as they are free, and the system hands every page out again zeroed: a page fault for
+every 4 KiB, tens of thousands of them in a step. Kept by the process, they are reused as they are. No number changes; `experiments.benchmarks.allocator` measures what it
 saves. Whoever sets glibc's own variables, or another allocator in front of it, has it as set.
 """
 
