@@ -2,8 +2,9 @@
 
 A pass allocates and frees the same activations in every step. glibc gives large blocks back to the
 system as soon as they are free, and the system hands every page out again zeroed: a page fault for
-every 4 KiB, tens of thousands of them in a step. Kept by the process, they are reused as they are. No number changes; `experiments.benchmarks.allocator` measures what it
-saves. Whoever sets glibc's own variables, or another allocator in front of it, has it as set.
+every 4 KiB, tens of thousands of them in a step. Kept by the process, they are reused as they are.
+No number changes; `experiments.benchmarks.allocator` measures what it saves. Whoever sets glibc's
+own variables, or another allocator in front of it, has it as set.
 """
 
 from __future__ import annotations
