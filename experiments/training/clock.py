@@ -19,8 +19,6 @@ from typing import Literal, get_args
 
 import torch
 
-from experiments.training.allocator import return_freed_memory
-
 logger = logging.getLogger(__name__)
 
 Part = Literal["data", "forward_backward", "extra_passes", "optimizer"]
@@ -102,13 +100,11 @@ class TrainingClock:
 def restart_peak_memory(device: torch.device) -> None:
     """Let `peak_memory_bytes` count from now on: a process may do several runs.
 
-    On the CPU, what an earlier run has freed is given back first. Where the system cannot forget a
-    peak (outside Linux), the CPU's stays that of the process.
+    Where the system cannot forget a peak (outside Linux), the CPU's stays that of the process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

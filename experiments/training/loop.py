@@ -34,7 +34,6 @@ from experiments.runs.metrics import (
 )
 from experiments.runs.provenance import describe_origin
 from experiments.runs.spec import RunSpec
-from experiments.training.allocator import keep_freed_memory
 from experiments.training.checkpoint import CheckpointStore
 from experiments.training.clock import TrainingClock, peak_memory_bytes, restart_peak_memory
 from experiments.training.evaluation import Evaluation, evaluate
@@ -72,8 +71,6 @@ class TrainingLoop:
         if self.train.threads is not None:
             torch.set_num_threads(self.train.threads)
         self.device = choose_device(self.train.device, ranks.local_rank)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         restart_peak_memory(self.device)
         base_lr = float(spec.config.optimizer.lr)
         check_schedule(spec.config.schedule, base_lr=base_lr, epochs=self.train.epochs)
