@@ -27,12 +27,32 @@ def _conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False)
 
 
+class _Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution without bias.
+
+    With a stride it sees only the pixels that count: the same sums. oneDNN's own way there (torch
+    2.14.1, processors with AVX2 and without AVX-512) writes beyond its buffers in the backward pass
+    where the channels do not fill its registers of 8, and the process ends with "free(): invalid
+    next size".
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, kernel_size=1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, h, w) to (b, outputs, h / stride, w / stride)."""
+        if self.in_channels % 8 == 0:
+            return super().forward(x)
+        rows, columns = self.stride
+        return functional.conv2d(x[..., ::rows, ::columns], self.weight)
+
+
 def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     """The shortcut where the shape changes; None for the identity."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=1, stride=stride, bias=False),
+        _Pointwise(inputs, outputs, stride),
         nn.BatchNorm2d(outputs),
     )
 

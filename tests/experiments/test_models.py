@@ -292,3 +292,20 @@ def test_bad_input_shape_is_refused(shape):
 def test_one_class_is_refused():
     with pytest.raises(UserError, match="1 classes; a classifier needs at least 2"):
         build_model(MLP, num_classes=1, input_shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize("width", [3, 4, 8])
+def test_a_shortcut_is_the_strided_convolution_of_torch(width):
+    network = build_model(OmegaConf.create(RESNET8 | {"width": width}), **CIFAR)
+    shortcut = network.get_submodule("layer2.0.downsample.0").double()
+    plain = nn.Conv2d(width, 2 * width, kernel_size=1, stride=2, bias=False).double()
+    plain.load_state_dict(shortcut.state_dict())  # the same names
+    results = []
+    for module in (shortcut, plain):  # in float64, which oneDNN does not compute
+        images = torch.randn(5, width, 7, 8, generator=torch.Generator().manual_seed(1))
+        images = images.double().requires_grad_(True)
+        output = module(images)
+        output.square().sum().backward()
+        results.append((output, images.grad, module.weight.grad))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)  # sums of 80 terms at most
