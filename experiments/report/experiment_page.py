@@ -19,7 +19,7 @@ from experiments.analysis.showing.tables import Table, result_tables
 from experiments.report import charts, record_charts
 from experiments.report.cells import Cell, HtmlTable, number_cell
 from experiments.report.charts import Entry, Panel
-from experiments.report.material import Material, training_seconds
+from experiments.report.material import Material
 from experiments.report.words import findings
 
 # Where the repeated runs go: a folder that git ignores.
@@ -287,7 +287,7 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
             continue
         text = "miss" if math.isinf(value) else quantities.number(value, measure.kind)
         cells.append(Cell(text, f"{value:.9g}".replace("inf", "Infinity")))
-    seconds = training_seconds(run)
+    seconds = run.train_time_s
     git = run.meta.get("git") or {}
     commit = str(git.get("commit", ""))[:10] + (" (changed)" if git.get("dirty") else "")
     place = material.place(run)

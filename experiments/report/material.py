@@ -59,7 +59,7 @@ class Material:
         Returns:
             The sum; None where no run is among them.
         """
-        known = {self.place(run): training_seconds(run) for run in self.runs}
+        known = {self.place(run): run.train_time_s for run in self.runs}
         found = [known[run] for run in runs if run in known]
         return sum(found) if found else None
 
@@ -101,12 +101,6 @@ def load_material(results_dir: Path) -> Material:
 def runs_of(results: Sequence[Results]) -> tuple[Run, ...]:
     """The runs of an experiment, in the order of its groups."""
     return tuple(run for entry in results for group in entry.groups for run in group.runs)
-
-
-def training_seconds(run: Run) -> float:
-    """Training seconds at the last record of a run; 0 where it has none."""
-    records = (*run.epochs[-1:], *run.steps[-1:])
-    return max((float(record["train_time_s"]) for record in records), default=0.0)
 
 
 def _sources(results_dir: Path) -> Iterator[Path]:

@@ -19,7 +19,7 @@ from experiments.report.claims_page import PAPERS, SYMBOLS, claim_rows, filters,
 from experiments.report.experiment_page import section
 from experiments.report.judged import OUTCOMES
 from experiments.report.markdown import inline
-from experiments.report.material import Material, load_material, training_seconds
+from experiments.report.material import Material, load_material
 from experiments.report.other_pages import (
     Document,
     benchmark_documents,
@@ -122,7 +122,7 @@ def _summary(material: Material) -> dict[str, Any]:
     return {
         "runs": len(runs),
         "experiments": len(material.experiments),
-        "training": duration(sum(training_seconds(run) for run in runs)),
+        "training": duration(sum(run.train_time_s for run in runs)),
         "fingerprint": material.fingerprint(),
     }
 

@@ -12,7 +12,6 @@ from experiments.analysis.measuring.contrasts import TOP1, difference, gain_line
 from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.statistics import Estimate
-from experiments.report.material import training_seconds
 
 
 def findings(results: Results) -> list[str]:
@@ -28,7 +27,7 @@ def findings(results: Results) -> list[str]:
 
 def _effort(results: Results) -> str:
     runs = [run for group in results.groups for run in group.runs]
-    seconds = sum(training_seconds(run) for run in runs)
+    seconds = sum(run.train_time_s for run in runs)
     seeds = sorted({run.seed for run in runs})
     counts = {len(group.ended) for group in results.groups}
     each = "" if len(counts) > 1 else f", {min(counts)} each" if counts else ""

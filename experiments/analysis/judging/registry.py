@@ -67,7 +67,8 @@ class Registry:
 
     Attributes:
         entries: one a claim.
-        results: the runs that judged them, by experiment, one entry a scale.
+        results: the runs of every experiment, one entry a scale; empty where a claim is about one
+            that has none.
         results_dir: what holds `runs/`.
     """
 
@@ -98,6 +99,9 @@ def judge_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> Reg
     }
     trained = dict.fromkeys(claim.experiment for claim in claims if claim.kind != "theory")
     results = {name: results_of(results_dir, name) for name in trained}
+    for folder in sorted((results_dir / "runs").glob("*")):
+        if folder.name not in results and (found := results_of(results_dir, folder.name)):
+            results[folder.name] = found
     entries = []
     for claim in claims:
         if claim.id in theory:

@@ -93,6 +93,12 @@ class Run:
         """`<contestant>/<directory name>`, short enough for a message."""
         return f"{self.contestant}/{self.path.name}"
 
+    @property
+    def train_time_s(self) -> float:
+        """Training seconds at the last record; 0 where there is none."""
+        records = (*self.epochs[-1:], *self.steps[-1:])
+        return max((float(record["train_time_s"]) for record in records), default=0.0)
+
     def epoch_series(self, name: str) -> FloatArray:
         """Values of one field of the epoch records, float64, NaN where absent or null."""
         return series(self.epochs, name)

@@ -135,13 +135,13 @@ def _judged(entry: Entry) -> list[Verdict]:
 
 
 def _trained(registry: Registry) -> str:
-    """The runs of every experiment that a claim is about; those without any last."""
+    """The runs of every experiment; those without any, that a claim is about, last."""
     rows: list[tuple[str, ...]] = []
     for name, all_results in registry.results.items():
         own = [entry for entry in registry.entries if entry.claim.experiment == name]
         for results in all_results:
             runs = [run for group in results.groups for run in group.ended]
-            seconds = sum(float(run.epochs[-1]["train_time_s"]) for run in runs if run.epochs)
+            seconds = sum(run.train_time_s for run in runs)
             counts = (str(len(results.groups)), str(len(runs)), quantities.duration(seconds))
             found = [v.outcome for e in own for v in _judged(e) if v.scale == results.scale]
             words = [f"{found.count(o)} {o}" for o in OUTCOMES if o in found]

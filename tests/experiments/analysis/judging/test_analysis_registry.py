@@ -144,6 +144,18 @@ def test_the_short_page_has_the_settled_claims_and_counts_the_open_ones(written)
     assert "Inconclusive so far: 1 of what training judged." in settled
 
 
+def test_what_was_trained_holds_runs_that_no_claim_is_about_to_their_last_step(tmp_path):
+    claims = registry_in(tmp_path)
+    run = FakeRun("sgd", experiment="unclaimed", top1=(80.0, 10.0), loss=(2.0, 9.0))
+    step = {"kind": "step", "epoch": 2, "step": 250, "loss": 9.0, "lr": 0.1, "train_time_s": 25.0}
+    with (run.write(tmp_path) / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps(step) + "\n")
+    (tmp_path / "runs" / "empty").mkdir()
+    trained = write_registry(tmp_path, claims)[2].read_text().partition("What was trained")[2]
+    assert "| `unclaimed` | reduced | 1 | 1 | 25 s | – |" in trained
+    assert "| `toy`, `never` | not run |" in trained and "empty" not in trained
+
+
 def test_same_runs_give_the_same_bytes(tmp_path):
     texts = []
     for name, runs in (("a", list(toy_runs())), ("b", list(toy_runs())[::-1])):
