@@ -128,8 +128,8 @@ def test_float32_is_as_good_as_the_float32_recursion_on_nearly_parallel_pairs(co
         push(history, s[i], y[i])
     ours = relative_error(apply(history, g), exact)
     recursion = hessian_vector(torch.from_numpy(g), *(list(torch.from_numpy(v)) for v in (s, y)))
-    # measured: with AVX-512 2e-7 for ours, 3e-7 to 6e-7 for the recursion; with AVX2, whose sums are
-    # longer, 2e-7 to 6e-7 and 4e-6 to 5e-6; float32 itself has 6e-8
+    # measured: with AVX-512 2e-7 for ours, 3e-7 to 6e-7 for the recursion; with AVX2, whose sums
+    # are longer, 2e-7 to 6e-7 and 4e-6 to 5e-6; float32 itself has 6e-8
     assert ours < 1e-6
     assert ours <= 2 * relative_error(recursion.numpy(), exact)
 
