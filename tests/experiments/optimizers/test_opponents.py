@@ -39,7 +39,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "lbfgs": {"lr": 0.02, "update_interval": 8, "history_size": 2},
     "muon": {"weight_decay": 1e-3},
     "sgd_normalized": {"weight_decay": 1e-4},
-    "shampoo": {"lr": 0.1, "preconditioning_compute_steps": 4},
+    "shampoo": {"lr": 0.02, "preconditioning_compute_steps": 4},
     "soap": {"precondition_frequency": 4},
 }
 EXTRA = ("shampoo", "soap")
