@@ -14,7 +14,7 @@ DRY :=
 EXPERIMENTS := $(notdir $(basename $(wildcard configs/experiment/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims predictions judge report report-diff notebooks documents clean
+.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -125,7 +125,10 @@ claims: $(STAMP) ## judge every claim by the runs in RESULTS: summary/README.md 
 predictions: $(STAMP) ## count the runs that claims need: results/predictions.json (2 minutes)
 	$(BIN)/python -m experiments.predictions
 
-judge: claims ## judge every claim, then bring README and docs up to date
+summaries: $(STAMP) ## tables, figures and verdicts of every experiment with runs in RESULTS
+	$(BIN)/python -m experiments.analysis $(RESULTS) --summaries
+
+judge: summaries claims ## judge every experiment and claim, then bring README and docs up to date
 	$(BIN)/python -m experiments.analysis.documents
 
 report: $(STAMP) ## results/report/index.html, a static tree of pages, from the committed results alone (seconds)

@@ -1,6 +1,7 @@
-"""Judge what has been run: one experiment, or the whole registry of claims.
+"""Judge what has been run: one experiment, each of them, or the whole registry of claims.
 
 python -m experiments.analysis results --experiment NAME    tables, figures, verdicts
+python -m experiments.analysis results --summaries          the same of every experiment with runs
 python -m experiments.analysis results --all                summary/README.md, summary/claims.json
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from experiments.analysis.measuring.runs import SCALES
 from experiments.analysis.showing.registry_page import write_registry
-from experiments.analysis.showing.summary import summarise
+from experiments.analysis.showing.summary import Summary, summarise
 from experiments.errors import UserError
 
 
@@ -34,39 +35,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results_dir", type=Path, help="the directory that holds runs/")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="tables, figures and verdicts of one experiment")
+    what.add_argument("--summaries", action="store_true", help="the same of every experiment")
     what.add_argument("--all", action="store_true", help="the page over all claims")
     parser.add_argument("--scale", help=f"only this scale: {', '.join(SCALES)} (default: each)")
     parser.add_argument(
-        "--out", type=Path, help="where the files go (default: <results_dir>/summary/<experiment>)"
+        "--out",
+        type=Path,
+        help="where one experiment's files go (default: <results_dir>/summary/<experiment>-<scale>)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if options.all:
-        return _whole_registry(options.results_dir, options)
-    out = options.out or options.results_dir / "summary" / options.experiment
     try:
-        summary = summarise(options.results_dir, options.experiment, out, scale=options.scale)
+        if options.all:
+            return _whole_registry(options.results_dir, options)
+        summaries = _summaries(options.results_dir, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(summary.terminal())
-    print("Written:")
-    for path in summary.paths:
-        print(f"  {path}")
+    for summary in summaries:
+        if options.experiment:
+            print(summary.terminal())
+            print("Written:")
+            for path in summary.paths:
+                print(f"  {path}")
+        else:
+            print(summary.paths[0])
     return 0
 
 
+def _summaries(results_dir: Path, options: argparse.Namespace) -> list[Summary]:
+    """One experiment, or each that has runs: a folder for each scale, since none is mixed."""
+    if options.summaries and options.out:
+        raise UserError("--summaries writes to <results_dir>/summary")
+    if options.out:
+        return [summarise(results_dir, options.experiment, options.out, scale=options.scale)]
+    runs, folder = results_dir / "runs", results_dir / "summary"
+    names = [options.experiment]
+    if options.summaries:
+        names = sorted(path.name for path in runs.glob("*") if path.is_dir())
+        if not names:
+            raise UserError(f"no runs in {results_dir}")
+    return [
+        summarise(results_dir, name, folder / f"{name}-{scale}", scale=scale)
+        for name in names
+        for scale in _scales(runs / name, options.scale)
+    ]
+
+
+def _scales(experiment: Path, asked: str | None) -> list[str]:
+    """Those with runs; one at least, so that what is missing is told where it is read."""
+    scales = [asked] if asked else list(SCALES)
+    return [each for each in scales if any(experiment.glob(f"*/{each}-*"))] or scales[:1]
+
+
 def _whole_registry(results_dir: Path, options: argparse.Namespace) -> int:
-    try:
-        if options.scale or options.out:
-            raise UserError("--all judges every scale and writes to <results_dir>/summary")
-        if not results_dir.is_dir():
-            raise UserError(f"{results_dir} does not exist")
-        paths = write_registry(results_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in paths:
+    if options.scale or options.out:
+        raise UserError("--all judges every scale and writes to <results_dir>/summary")
+    if not results_dir.is_dir():
+        raise UserError(f"{results_dir} does not exist")
+    for path in write_registry(results_dir):
         print(path)
     return 0
 

@@ -28,7 +28,7 @@ def test_command_writes_every_file_and_prints_the_summary(results_dir):
     assert done.stderr == ""
     assert "SGD          reduced  3    3 done" in done.stdout
     assert "No claim in results/claims.yaml is about toy" in done.stdout
-    written = sorted(path.name for path in (results_dir / "summary" / "toy").iterdir())
+    written = sorted(path.name for path in (results_dir / "summary" / "toy-reduced").iterdir())
     assert written == [
         "comparison.csv",
         "curves-reduced.png",
@@ -48,6 +48,7 @@ def test_command_writes_every_file_and_prints_the_summary(results_dir):
         (["--experiment", "toy", "--scale", "ful"], "did you mean 'full'"),
         (["--experiment", "toy", "--scale", "full"], "no runs of experiment 'toy' at full scale"),
         (["--experiment", "toy", "--out", "/dev/null/out"], "cannot write to /dev/null/out"),
+        (["--summaries", "--out", "elsewhere"], "--summaries writes to <results_dir>/summary"),
     ],
 )
 def test_mistake_is_one_line_and_exit_2(results_dir, capsys, arguments, message):
@@ -55,6 +56,30 @@ def test_mistake_is_one_line_and_exit_2(results_dir, capsys, arguments, message)
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+
+
+def test_each_experiment_and_scale_has_a_summary_in_a_folder_of_its_own(results_dir, capsys):
+    """`toy` at two scales and another experiment: three folders, no scale in another's table."""
+    write_runs(
+        results_dir,
+        FakeRun(optimizer="sgd", scale="full"),
+        FakeRun(optimizer="adam", experiment="other"),
+    )
+    assert main([str(results_dir), "--summaries"]) == 0
+    folders = ["other-reduced", "toy-full", "toy-reduced"]
+    assert sorted(path.name for path in (results_dir / "summary").iterdir()) == folders
+    tables = {
+        name: (results_dir / "summary" / name / "table.csv").read_text().splitlines()
+        for name in folders
+    }
+    assert [len(tables[name]) for name in folders] == [2, 2, 3]
+    printed = capsys.readouterr().out.split()
+    assert printed == [str(results_dir / "summary" / name / "summary.md") for name in sorted(folders)]
+
+
+def test_summaries_of_no_runs_are_refused(tmp_path, capsys):
+    assert main([str(tmp_path), "--summaries"]) == 2
+    assert "no runs in" in capsys.readouterr().err
 
 
 def test_corrupt_record_is_one_line_and_exit_2(results_dir, capsys):
