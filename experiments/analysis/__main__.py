@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        help="where one experiment's files go (default: <results_dir>/summary/<experiment>-<scale>)",
+        help="where one experiment's files go (default: summary/<experiment>-<scale> there)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -73,8 +73,8 @@ def test_each_experiment_and_scale_has_a_summary_in_a_folder_of_its_own(results_
         for name in folders
     }
     assert [len(tables[name]) for name in folders] == [2, 2, 3]
-    printed = capsys.readouterr().out.split()
-    assert printed == [str(results_dir / "summary" / name / "summary.md") for name in sorted(folders)]
+    pages = [results_dir / "summary" / name / "summary.md" for name in sorted(folders)]
+    assert capsys.readouterr().out.split() == [str(page) for page in pages]
 
 
 def test_summaries_of_no_runs_are_refused(tmp_path, capsys):
