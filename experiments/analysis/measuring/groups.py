@@ -8,6 +8,7 @@ key differs from which in what.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -43,6 +44,7 @@ _ORDER = (
     *("sgd", "sgd_normalized", "adam", "adamw", "kfac", "slbfgs"),
     *("slimqn", "slimqn_released", "mlbfgs", "mlbfgs_released"),
 )
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _ABSENT = object()
 
 
@@ -285,6 +287,8 @@ def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:
     )
 
 
-def _position(contestant: str) -> tuple[int, str]:
+def _position(contestant: str) -> tuple[int, list[str], list[float]]:
+    """The papers' order, then by name; numbers in a name count as numbers: 64 before 128."""
     known = contestant in _ORDER
-    return (_ORDER.index(contestant) if known else len(_ORDER), contestant)
+    words, numbers = _NUMBER.split(contestant), map(float, _NUMBER.findall(contestant))
+    return (_ORDER.index(contestant) if known else len(_ORDER), words, list(numbers))

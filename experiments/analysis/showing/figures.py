@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from experiments.analysis.measuring.curvature import trace
 from experiments.analysis.measuring.curves import Axis, Curve, Extent, curve, extent
@@ -35,6 +35,7 @@ AXIS_LABELS: dict[Axis, str] = {
 }
 # Marks on a curve of any length: enough to tell optimizers apart, few enough to see the curve.
 MARKS = 8
+FEW_DECADES = 2.5  # as on the report's axes
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "mlbfgs",  # the ids in the file are random otherwise
     "font.size": 9,
@@ -276,7 +277,28 @@ def _title(results: Results, groups: Sequence[Group]) -> str:
     return f"{results.experiment}, {results.scale} scale, n = {n} {unit}"
 
 
+class _PlainNumbers(LogFormatter):
+    """0.2 where matplotlib writes 2e−01; which ticks have a label is left to it."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _label_log_axes(figure: Figure) -> None:
+    """Of an axis that spans few decades also what lies between the powers of ten, in plain numbers.
+
+    Matplotlib's own labels are the powers alone, on such an axis one or none.
+    """
+    for panel in figure.axes:
+        for axis in (panel.xaxis, panel.yaxis):
+            low, high = axis.get_view_interval()
+            if axis.get_scale() == "log" and high < 10**FEW_DECADES * low:
+                axis.set_major_formatter(_PlainNumbers())
+                axis.set_minor_formatter(_PlainNumbers(minor_thresholds=(FEW_DECADES, 0.4)))
+
+
 def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:
+    _label_log_axes(figure)
     figure.suptitle(title, fontsize=11)
     handles, labels = panel.get_legend_handles_labels()
     columns = max(1, min(len(handles), 4 if max(map(len, labels), default=0) < 24 else 2))

@@ -85,6 +85,22 @@ def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
     assert figures.training_figure(near).axes[0].get_yscale() == "linear"
 
 
+def test_log_axis_is_labelled_between_the_powers_where_it_spans_few(tmp_path):
+    def labels(name, *loss):
+        figure = figures.training_figure(results_of(tmp_path / name, FakeRun(loss=loss)))
+        figure.canvas.draw()
+        axis = figure.axes[0].yaxis
+        low, high = axis.get_view_interval()
+        ticks = (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        return {t.label1.get_text() for t in ticks if low <= t.get_loc() <= high} - {""}
+
+    few = labels("few", 2.0, 1.0, 0.09)
+    assert {"0.1", "1"} < few and len(few) >= 5
+    assert all(f"{float(label):g}" == label for label in few)
+    many = labels("many", 2.0, 1.0, 1e-4)
+    assert len(many) == 5 and all("10^" in label for label in many)
+
+
 def test_loss_has_one_scale_against_epochs_and_seconds(tmp_path):
     # The seed that falls far diverges: it is in the curve against epochs, not in that against time.
     lost = FakeRun(seed=1, status="diverged", loss=(2.0, 0.1), top1=(50.0, 80.0))
@@ -149,10 +165,12 @@ def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
     assert "a (n = 1)" in text and "b (n = 1)" in text and "c (n = 1)" not in text
 
 
-def test_figures_of_the_controls_name_arms_and_leave_none_out():
-    entry = yaml.safe_load((CONFIG_DIR / "experiment/controls.yaml").read_text())["experiment"]
+@pytest.mark.parametrize("experiment", ["controls", "released"])
+def test_figures_name_arms_and_leave_none_out(experiment):
+    path = CONFIG_DIR / f"experiment/{experiment}.yaml"
+    entry = yaml.safe_load(path.read_text())["experiment"]
     shown = [name for names in entry["figures"].values() for name in names]
-    assert set(shown) == set(arms("controls"))
+    assert set(shown) == set(arms(experiment))
     assert max(map(len, entry["figures"].values())) <= 8
     assert {entry["baseline"], entry["subject"]} <= set(shown)
 
