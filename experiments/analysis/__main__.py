@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.analysis.measuring.runs import SCALES
 from experiments.analysis.showing.registry_page import write_registry
-from experiments.analysis.showing.summary import Summary, summarise
+from experiments.analysis.showing.summary import Summary, summarise, summary_folder
 from experiments.errors import UserError
 
 
@@ -69,23 +69,22 @@ def _summaries(results_dir: Path, options: argparse.Namespace) -> list[Summary]:
         raise UserError("--summaries writes to <results_dir>/summary")
     if options.out:
         return [summarise(results_dir, options.experiment, options.out, scale=options.scale)]
-    runs, folder = results_dir / "runs", results_dir / "summary"
+    runs = results_dir / "runs"
     names = [options.experiment]
     if options.summaries:
-        names = sorted(path.name for path in runs.glob("*") if path.is_dir())
-        if not names:
-            raise UserError(f"no runs in {results_dir}")
-    return [
-        summarise(results_dir, name, folder / f"{name}-{scale}", scale=scale)
-        for name in names
-        for scale in _scales(runs / name, options.scale)
+        names = sorted(path.name for path in runs.glob("*"))
+    scales = [options.scale] if options.scale else list(SCALES)
+    found = [
+        (name, scale) for name in names for scale in scales if any(runs.glob(f"{name}/*/{scale}-*"))
     ]
-
-
-def _scales(experiment: Path, asked: str | None) -> list[str]:
-    """Those with runs; one at least, so that what is missing is told where it is read."""
-    scales = [asked] if asked else list(SCALES)
-    return [each for each in scales if any(experiment.glob(f"*/{each}-*"))] or scales[:1]
+    if options.experiment and not found:  # what is missing is told where it is read
+        found = [(options.experiment, scales[0])]
+    if not found:
+        raise UserError(f"no runs in {results_dir}")
+    return [
+        summarise(results_dir, name, summary_folder(results_dir, name, scale), scale=scale)
+        for name, scale in found
+    ]
 
 
 def _whole_registry(results_dir: Path, options: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.analysis.showing.summary import summary_folder
 from experiments.composition import compose_config, recipe_note
 from experiments.errors import UserError
 from experiments.runs.replay import fill, missing_source
@@ -131,9 +132,9 @@ class Campaign:
 
     @property
     def summary_dir(self) -> Path:
-        """Where the judgement goes; one folder for each scale, since scales are never mixed."""
+        """Where the judgement goes; one folder for each scale, tuned settings apart."""
         tuned = "-tuned" if self.tuned else ""
-        return self.results_dir / "summary" / f"{self.experiment}-{self.scale}{tuned}"
+        return summary_folder(self.results_dir, self.experiment, f"{self.scale}{tuned}")
 
 
 def refuse_options(overrides: Sequence[str]) -> None:

@@ -16,6 +16,8 @@ from html import escape
 import numpy as np
 from matplotlib.markers import MarkerStyle
 
+from experiments.analysis.measuring.curves import FEW_DECADES
+
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 28, 46
 _DIGIT = 8.0  # width of a digit of a tick's label, with something to spare
@@ -255,7 +257,7 @@ def _round_step(about: float) -> float:
 
 def _decades(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    per_decade = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    per_decade = (1, 2, 5) if math.log10(high / low) < FEW_DECADES else (1,)
     stride = max(1, len(powers) // 7)
     ticks = [factor * 10.0**power for power in powers[::stride] for factor in per_decade]
     return [tick for tick in ticks if low <= tick <= high]

@@ -24,6 +24,7 @@ Axis = Literal["epoch", "step", "train_time_s"]
 AXES: tuple[Axis, ...] = ("epoch", "step", "train_time_s")
 METRICS = ("train_loss", "test_loss", "test_top1", "test_top5")
 GRID_POINTS = 50
+FEW_DECADES = 2.5  # a logarithmic axis that spans less is labelled between the powers of ten, too
 LOSS_FALL = 5.0  # a loss that falls by more is shown on a logarithmic axis
 EXPLOSION = 10.0  # and one that rises to more than so many times the largest first one, cut there
 

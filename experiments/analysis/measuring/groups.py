@@ -287,8 +287,9 @@ def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:
     )
 
 
-def _position(contestant: str) -> tuple[int, list[str], list[float]]:
+def _position(contestant: str) -> tuple[int, list[str], list[float], str]:
     """The papers' order, then by name; numbers in a name count as numbers: 64 before 128."""
     known = contestant in _ORDER
     words, numbers = _NUMBER.split(contestant), map(float, _NUMBER.findall(contestant))
-    return (_ORDER.index(contestant) if known else len(_ORDER), words, list(numbers))
+    place = _ORDER.index(contestant) if known else len(_ORDER)
+    return (place, words, list(numbers), contestant)  # 0.5 and 0.50 are two names

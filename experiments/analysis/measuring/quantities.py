@@ -31,7 +31,7 @@ def number(value: float, kind: str) -> str:
 def estimate(
     value: Estimate, kind: str, *, ended: int | None = None, infinite: str = "miss"
 ) -> str:
-    """Print mean ± half width, or say in words why there is none.
+    """Print mean ± half width, or say in words why there is none; of a flag, in how many seeds.
 
     Args:
         value: the estimate.
@@ -41,6 +41,8 @@ def estimate(
     """
     if value.n == 0:
         return NOTHING
+    if kind == "flag":  # a t-interval would leave [0, 1]
+        return f"in {sum(value.values):g} of {value.n}"
     if value.misses and value.median is not None:
         missed = f"{infinite} {value.misses}/{value.n}"
         if math.isinf(value.median):

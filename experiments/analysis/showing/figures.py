@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from experiments.analysis.measuring.curvature import trace
-from experiments.analysis.measuring.curves import Axis, Curve, Extent, curve, extent
+from experiments.analysis.measuring.curves import FEW_DECADES, Axis, Curve, Extent, curve, extent
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.pl import pl_trace
 from experiments.analysis.showing.palette import LINES, look_of
@@ -35,7 +35,6 @@ AXIS_LABELS: dict[Axis, str] = {
 }
 # Marks on a curve of any length: enough to tell optimizers apart, few enough to see the curve.
 MARKS = 8
-FEW_DECADES = 2.5  # as on the report's axes
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "mlbfgs",  # the ids in the file are random otherwise
     "font.size": 9,

@@ -82,6 +82,11 @@ class Summary:
         return comparison_table(self.verdicts, self.experiment)
 
 
+def summary_folder(results_dir: Path, experiment: str, scale: str) -> Path:
+    """Where the summary of an experiment goes: one folder a scale, since scales are never mixed."""
+    return results_dir / "summary" / f"{experiment}-{scale}"
+
+
 def summarise(
     results_dir: Path | str,
     experiment: str,

@@ -75,6 +75,10 @@ def test_each_experiment_and_scale_has_a_summary_in_a_folder_of_its_own(results_
     assert [len(tables[name]) for name in folders] == [2, 2, 3]
     pages = [results_dir / "summary" / name / "summary.md" for name in sorted(folders)]
     assert capsys.readouterr().out.split() == [str(page) for page in pages]
+    # One scale, which `other` does not have, beside a folder that holds no run.
+    (results_dir / "runs" / "empty").mkdir()
+    assert main([str(results_dir), "--summaries", "--scale", "full"]) == 0
+    assert capsys.readouterr().out.split() == [str(pages[1])]
 
 
 def test_summaries_of_no_runs_are_refused(tmp_path, capsys):

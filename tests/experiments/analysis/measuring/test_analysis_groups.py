@@ -25,9 +25,10 @@ def test_seeds_share_a_group_and_baselines_come_first(tmp_path):
 
 
 def test_numbers_in_names_are_ordered_as_numbers(tmp_path):
-    names = ["batch_1024", "batch_64", "lr0.5", "lr0.05", "lr0.05_warmup", "sgd"]
+    names = ["batch_1024", "batch_64", "lr0.5", "lr0.50", "lr0.05", "lr0.05_warmup", "sgd"]
     (results,) = grouped(write_runs(tmp_path, *(FakeRun(arm=name) for name in names)))
-    ordered = ["sgd", "batch_64", "batch_1024", "lr0.05", "lr0.5", "lr0.05_warmup"]
+    ordered = ["sgd", "batch_64", "batch_1024", "lr0.05", "lr0.5", "lr0.50"]
+    ordered.append("lr0.05_warmup")
     assert [group.contestant for group in results.groups] == ordered
 
 

@@ -132,6 +132,7 @@ def test_pipe_in_a_cell_does_not_break_markdown():
         ((-1.5, -1.5), "loss", "−1.500 ± 0.000"),
         ((2**30, 2**30), "bytes", "1024 ± 0"),
         ((2.0, math.nextafter(2.0, 3.0)), "plain", "2 ± 0"),
+        ((0.0, 1.0, 1.0), "flag", "in 2 of 3"),
     ],
 )
 def test_estimate_in_words(values, kind, text):
