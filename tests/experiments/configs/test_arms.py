@@ -38,11 +38,13 @@ def composed_spec(experiment: str, arm: str, scale: str = "full") -> RunSpec:
 
 
 @pytest.mark.parametrize("experiment", sorted({experiment for experiment, _ in ALL}))
-def test_scale_never_touches_an_arm(experiment: str) -> None:
+def test_scale_changes_of_an_arm_what_an_adopted_search_chose_and_no_more(experiment: str) -> None:
     arm = arms(experiment)[-1]
     full, *smaller = (composed_spec(experiment, arm, scale) for scale in sorted(options("scale")))
     for spec in smaller:
-        assert spec.config.optimizer == full.config.optimizer
+        chosen = (spec.config.experiment.tuned or {}).get("settings", {}).get("optimizer", {})
+        assert set(chosen) <= {"lr"}
+        assert spec.config.optimizer == {**full.config.optimizer, **chosen}
         assert _without_lengths(spec) == _without_lengths(full) and spec.key != full.key
 
 
