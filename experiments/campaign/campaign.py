@@ -12,8 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+from experiments.analysis.measuring.runs import DIRECTORY_NAME
 from experiments.analysis.showing.summary import summary_folder
 from experiments.composition import compose_config, recipe_note
+from experiments.contestants import arms
 from experiments.errors import UserError
 from experiments.runs.replay import fill, missing_source
 from experiments.runs.spec import RunSpec
@@ -111,9 +115,7 @@ class Campaign:
         """
         configs = []
         for choice in self.choices:
-            config = compose_config(self.arguments(choice))
-            # Set here and not as an override: a path may hold what Hydra's grammar reserves.
-            config.results_dir = str(self.results_dir)
+            config = self._config(choice)
             configs.append(config)
             note = recipe_note(config)
             if note is not None:
@@ -121,8 +123,7 @@ class Campaign:
         runs, waiting = [], []
         for seed in self.seeds:
             for choice, composed in zip(self.choices, configs, strict=True):
-                config = composed.copy()
-                config.seed = seed
+                config = _seeded(composed, seed)
                 if fill(config):
                     runs.append((choice, RunSpec.from_config(config)))
                 else:
@@ -130,11 +131,58 @@ class Campaign:
                     waiting.append((name, seed, missing_source(config)))
         return Plan(tuple(runs), tuple(waiting))
 
+    def comparable_keys(self, plan: Plan) -> frozenset[str]:
+        """Keys of the runs that belong into one table with those of a plan of this campaign.
+
+        A command that is typed with some of the contestants or seeds must not take the others
+        out of the table that it wrote before, nor may runs with other overrides come in. So
+        every contestant and seed with a run of this experiment and scale is composed as well.
+
+        Args:
+            plan: what `compose` returned.
+        """
+        keys = {spec.key for spec in plan.specs}
+        planned = {(spec.contestant, spec.seed) for spec in plan.specs}
+        others: dict[str, set[int]] = {}
+        for path in (self.results_dir / "runs" / self.experiment).glob("*/*"):
+            match = DIRECTORY_NAME.fullmatch(path.name)
+            if match is None or match["scale"] != self.scale:
+                continue
+            if (path.parent.name, int(match["seed"])) not in planned:
+                others.setdefault(path.parent.name, set()).add(int(match["seed"]))
+        own_arms = arms(self.experiment)
+        for name, seeds in others.items():
+            choice = f"{'arm' if name in own_arms else 'optimizer'}={name}"
+            try:
+                config = self._config(choice)
+            except UserError:
+                continue  # it cannot take the overrides, so this command has no such run
+            seeded = [_seeded(config, seed) for seed in seeds]
+            keys |= {RunSpec.from_config(each).key for each in seeded if fill(each)}
+        return frozenset(keys)
+
+    def _config(self, choice: str) -> DictConfig:
+        """The config of one contestant, without its seed.
+
+        Raises:
+            UserError: a name, a key or a value will not do.
+        """
+        config = compose_config(self.arguments(choice))
+        # Set here and not as an override: a path may hold what Hydra's grammar reserves.
+        config.results_dir = str(self.results_dir)
+        return config
+
     @property
     def summary_dir(self) -> Path:
         """Where the judgement goes; one folder for each scale, tuned settings apart."""
         tuned = "-tuned" if self.tuned else ""
         return summary_folder(self.results_dir, self.experiment, f"{self.scale}{tuned}")
+
+
+def _seeded(config: DictConfig, seed: int) -> DictConfig:
+    seeded = config.copy()
+    seeded.seed = seed
+    return seeded
 
 
 def refuse_options(overrides: Sequence[str]) -> None:

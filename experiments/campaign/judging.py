@@ -55,7 +55,7 @@ def _summarise(campaign: Campaign, plan: Plan, *, alone: bool) -> None:
         campaign.experiment,
         campaign.summary_dir,
         scale=campaign.scale,
-        keys={spec.key for spec in plan.specs},
+        keys=campaign.comparable_keys(plan),
     )
     if alone:
         print(f"\n{summary.terminal()}\n")

@@ -42,7 +42,7 @@ REQUIRED_FIELDS = {
     "overflow": ("epoch", "step"),
     "gradient": ("epoch", "step"),
 }
-_DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
+DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
 
 Record = dict[str, Any]
 FloatArray = NDArray[np.float64]
@@ -151,7 +151,7 @@ def load_runs(
     runs: list[Run] = []
     problems: list[str] = []
     for path in _run_directories(root / experiment):
-        match = _DIRECTORY_NAME.fullmatch(path.name)
+        match = DIRECTORY_NAME.fullmatch(path.name)
         if match is None:
             problems.append(f"{path}: not named <scale>-seed<seed>-<key>; not counted")
             continue
@@ -248,7 +248,7 @@ def _check_record(record: Any, before: dict[str, list[Record]], where: str) -> N
 
 def _identity(path: Path, meta: Record) -> dict[str, Any]:
     """Key, experiment, contestant, seed and scale; the path and `meta.json` must agree."""
-    match = _DIRECTORY_NAME.fullmatch(path.name)
+    match = DIRECTORY_NAME.fullmatch(path.name)
     if match is None or match["scale"] not in SCALES:
         raise UserError(f"{path}: a run directory is named <scale>-seed<seed>-<key>")
     named: dict[str, Any] = {

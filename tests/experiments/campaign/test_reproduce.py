@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,48 @@ def test_campaign_runs_judges_and_does_nothing_twice(
     assert main([*campaign]) == 0
     assert "[" not in capfd.readouterr().out.split("Accuracy")[0]
     assert all(path.read_bytes() == before for path, before in records.items())
+
+    # A part of the campaign writes the same table: nobody is taken out of it.
+    table = folder / "summary" / "digits_mlp-smoke" / "table.csv"
+    complete = table.read_bytes()
+    assert b",mlbfgs," in complete
+    part = ["digits_mlp", "--scale", "smoke", "--seeds", "1", "--optimizers", "sgd"]
+    assert main([*part, "--results-dir", str(folder)]) == 0
+    assert table.read_bytes() == complete
+
+
+def test_runs_with_other_overrides_do_not_come_into_the_table(tmp_path: Path) -> None:
+    def keys(campaign: Campaign) -> set[str]:
+        return {spec.key for spec in campaign.compose().specs}
+
+    def begin(campaign: Campaign) -> None:
+        for spec in campaign.compose().specs:
+            spec.directory.mkdir(parents=True)
+
+    whole = Campaign("digits_mlp", ("sgd", "mlbfgs"), (), (0, 1), "smoke", tmp_path)
+    begin(whole)
+    longer = replace(whole, overrides=("train.epochs=3",))
+    begin(longer)
+    # mL-BFGS alone takes this one; SGD's runs cannot have been made with it.
+    damped = replace(whole, optimizers=("mlbfgs",), overrides=("optimizer.damping=0.1",))
+    begin(damped)
+    begin(replace(whole, optimizers=("adam",), scale="reduced"))
+    (tmp_path / "runs" / "digits_mlp" / "gone" / "smoke-seed0-0123456789").mkdir(parents=True)
+
+    for campaign in (whole, longer, damped):
+        part = replace(campaign, optimizers=("mlbfgs",), seeds=(1,))
+        assert part.comparable_keys(part.compose()) == keys(campaign)
+    new = replace(whole, optimizers=("kfac",), seeds=(2,))
+    assert new.comparable_keys(new.compose()) == keys(whole) | keys(new)
+
+
+def test_part_of_the_arms_is_compared_with_the_others(tmp_path: Path) -> None:
+    begun = Campaign("controls", (), ("mlbfgs", "sgd_lr1.0"), (0, 1), "smoke", tmp_path)
+    specs = begun.compose().specs
+    for spec in specs:
+        spec.directory.mkdir(parents=True)
+    part = replace(begun, arms=("sgd_lr1.0",), seeds=(1,))
+    assert part.comparable_keys(part.compose()) == {spec.key for spec in specs}
 
 
 @pytest.mark.slow
