@@ -155,9 +155,10 @@ def gradient_figure(results: Results) -> Figure | None:
         appearance = look_of(group)
         look: dict[str, Any] = {"color": appearance.colour, "linestyle": styles[group]}
         look |= {"marker": appearance.marker, "markersize": 4.5}
+        seeds = sum(bool(run.gradients) for run in group.ended)
         for number, run in enumerate(group.ended):
             points = pl_trace(run)
-            label = f"{group.label} (n = {len(group.ended)})" if number == 0 else None
+            label = _counted(group, seeds) if number == 0 else None
             every = max(1, math.ceil(points.loss.size / MARKS))
             for panel, name, _ in panels:
                 line = getattr(points, name)
@@ -208,6 +209,12 @@ def _lines(groups: Sequence[Group]) -> dict[Group, Any]:
     return styles
 
 
+def _counted(group: Group, drawn: int) -> str:
+    """A group's name in a legend: of how many seeds its line is, and of how many it is not."""
+    of = "" if drawn == len(group.ended) else f" of {len(group.ended)}"
+    return f"{group.label} (n = {drawn}{of})"
+
+
 def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
     appearance = look_of(line.group)
     for x, y in line.ends:
@@ -227,7 +234,7 @@ def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
         "linestyle": style,
     }
     full = np.where(fewer, np.nan, line.mean)
-    panel.plot(line.x, full, label=f"{line.group.label} (n = {line.n.max()})", **common)
+    panel.plot(line.x, full, label=_counted(line.group, line.n.max()), **common)
     if fewer.any():
         # One point further to the left, so that the thin line begins where the thick one ends.
         thin = np.where(fewer | np.append(fewer[1:], False), line.mean, np.nan)
@@ -249,7 +256,7 @@ def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
         markersize=4.5,
         markevery=max(1, math.ceil(steps.size / MARKS)),
         linestyle=style,
-        label=f"{group.label} (n = {seeds})",
+        label=_counted(group, seeds),
     )
 
 

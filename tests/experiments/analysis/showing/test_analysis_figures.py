@@ -64,6 +64,12 @@ def test_gradient_figure_shows_norm_loss_and_their_ratio(tmp_path):
     assert figures.gradient_figure(results_of(tmp_path / "none", FakeRun())) is None
 
 
+def test_legend_says_of_how_many_seeds_a_line_is_not(tmp_path):
+    ended_at_once = FakeRun(seed=1, status="diverged", top1=(), loss=())
+    (legend,) = figures.training_figure(results_of(tmp_path, FakeRun(), ended_at_once)).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["SGD (n = 1 of 2)"]
+
+
 def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
     runs = [FakeRun(), FakeRun("adam", status="diverged"), FakeRun("kfac", status="running")]
     figure = figures.training_figure(results_of(tmp_path, *runs))
