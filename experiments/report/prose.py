@@ -125,9 +125,18 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         return values.pop()
 
     def holds(
-        subject: str, relation: str, reference: str, measure: str, scale: str | None = None
+        subject: str,
+        relation: str,
+        reference: str,
+        measure: str,
+        scale: str | None = None,
+        margin: float = 0.0,
     ) -> str:
-        """The interval of the difference is "above" or "below" 0, or holds it: "not apart from"."""
+        """Where the interval of the difference lies.
+
+        "above" or "below" 0; "not apart from": it holds 0; "within": it lies within `margin` of 0,
+        in the measure's unit.
+        """
         results = at(scale)
         first, second = group_of(results, subject), group_of(results, reference)
         bounds = compare_groups(results, first, second, measure).interval
@@ -135,6 +144,7 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
             "above": bounds is not None and bounds.low > 0,
             "below": bounds is not None and bounds.high < 0,
             "not apart from": bounds is not None and bounds.low <= 0 <= bounds.high,
+            "within": bounds is not None and max(-bounds.low, bounds.high) <= margin,
         }
         if relation not in sides:
             raise UserError(f"relation {relation!r}: {nearest(relation, sides)}")

@@ -221,6 +221,14 @@ def test_prose_takes_its_numbers_from_the_runs(write_prose):
             '{{ holds("mlbfgs", "not apart from", "sgd", "final_top1", scale="reduced") }}',
             r"is not apart from that of sgd, the runs say \[1\.62, 3\.05\]",
         ),
+        (
+            '{{ holds("mlbfgs", "within", "sgd", "final_top1", scale="reduced", margin=3) }}',
+            r"is within that of sgd, the runs say \[1\.62, 3\.05\]",
+        ),
+        (
+            '{{ holds("sgd", "within", "mlbfgs", "final_top1", scale="reduced", margin=3) }}',
+            r"is within that of mlbfgs, the runs say \[.3\.05, .1\.62\]",
+        ),
     ],
 )
 def test_prose_that_the_runs_do_not_bear_stops_the_build(write_prose, text, complaint):
@@ -263,6 +271,8 @@ def test_a_statement_that_holds_prints_nothing(write_prose):
     assert write_prose(text) == "<p>better</p>\n"
     text = '{{ holds("kfac", "not apart from", "sgd", "final_top1", scale="reduced") }}open'
     assert write_prose(text) == "<p>open</p>\n"
+    text = '{{ holds("mlbfgs", "within", "sgd", "final_top1", "reduced", margin=3.1) }}close'
+    assert write_prose(text) == "<p>close</p>\n"
 
 
 @pytest.mark.parametrize(
