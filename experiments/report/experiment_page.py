@@ -124,11 +124,10 @@ def _subsets(results: Results, legend: Sequence[Entry]) -> dict[str, tuple[str, 
     by_contestant = [
         (group.contestant, entry.name) for group, entry in zip(results.groups, legend, strict=True)
     ]
-    found = {
+    return {
         name.replace("_", " "): tuple(entry for who, entry in by_contestant if who in shown)
         for name, shown in results.figures().items()
     }
-    return {name: entries for name, entries in found.items() if entries}
 
 
 def _facts(results: Results) -> tuple[tuple[str, str], ...]:

@@ -128,11 +128,23 @@ class Results:
     def figures(self) -> dict[str, list[str]]:
         """Contestants of each figure, from `experiment.figures`; empty where the configs have none.
 
-        Of configs that disagree (the entry was changed between two runs) any will do.
+        Contestants without runs are left out, and so is a figure that then shows nobody whom
+        another one does not show. Of configs that disagree (the entry was changed between two runs)
+        any will do.
         """
         runs = (run for group in self.groups for run in group.runs)
         entries = [run.config.get("experiment", {}).get("figures") for run in runs]
-        return next((dict(entry) for entry in entries if entry), {})
+        entry: dict[str, list[str]] = next((dict(entry) for entry in entries if entry), {})
+        present = {group.contestant for group in self.groups}
+        shown = {
+            name: [who for who in members if who in present] for name, members in entry.items()
+        }
+        found: dict[str, list[str]] = {}
+        # The larger first: what a smaller one could add is known then.
+        for name in sorted(shown, key=lambda name: -len(shown[name])):
+            if not any(set(shown[name]) <= set(others) for others in found.values()):
+                found[name] = shown[name]
+        return {name: found[name] for name in shown if found.get(name)}
 
     def baseline(self) -> Group | None:
         """The group of the baseline, SGD unless the configs name another, if it is one group."""

@@ -70,7 +70,17 @@ def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
         figure = gradient_figure(results)
         if figure is not None:
             paths += _save(figure, out_dir / f"gradient-{results.scale}")
+    _remove_outdated(out_dir, results.scale, paths)
     return tuple(paths)
+
+
+def _remove_outdated(folder: Path, scale: str, written: Sequence[Path]) -> None:
+    """Remove the figures of this scale that an earlier summary had and this one has not."""
+    for kind in ("curves*", "curvature", "gradient"):
+        for suffix in ("svg", "png"):
+            for path in folder.glob(f"{kind}-{scale}.{suffix}"):
+                if path not in written:
+                    path.unlink()
 
 
 def training_figure(results: Results) -> Figure | None:
@@ -182,7 +192,7 @@ def _parts(results: Results) -> dict[str, Results]:
         )
         for name, shown in results.figures().items()
     }
-    return {name: part for name, part in parts.items() if part.groups} or {"curves": results}
+    return parts or {"curves": results}
 
 
 @contextmanager

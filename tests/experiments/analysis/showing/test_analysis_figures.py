@@ -165,10 +165,28 @@ def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
     lrs = {"a": 0.1, "b": 0.2, "c": 0.3}
     runs = [FakeRun(arm=arm, settings={"lr": lr}, roles=entry) for arm, lr in lrs.items()]
     results = results_of(tmp_path, *runs)
-    paths = figures.write_figures(results, tmp_path)
+    (folder := tmp_path / "out").mkdir()
+    others = {"curves-full.png", "curves-of-mine.png", "curves-reduced.txt"}
+    for name in ("curves-reduced.png", "curves-none-reduced.svg", "gradient-reduced.svg", *others):
+        (folder / name).write_text("of an earlier summary, or not of one")
+    paths = figures.write_figures(results, folder)
     assert {path.name for path in paths} == {"curves-slow-reduced.svg", "curves-slow-reduced.png"}
-    text = (tmp_path / "curves-slow-reduced.svg").read_text()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | others
+    text = (folder / "curves-slow-reduced.svg").read_text()
     assert "a (n = 1)" in text and "b (n = 1)" in text and "c (n = 1)" not in text
+
+
+def test_figure_that_adds_nobody_is_left_out(tmp_path):
+    named = {"on": ["a", "b", "c"], "off": ["a", "b", "d"], "twin": ["b", "a", "c"], "few": ["e"]}
+    runs = [
+        FakeRun(arm=arm, settings={"lr": lr}, roles={"figures": named})
+        for lr, arm in enumerate("abc", start=1)
+    ]
+    assert results_of(tmp_path / "3", *runs).figures() == {"on": ["a", "b", "c"]}
+    runs.append(FakeRun(arm="d", settings={"lr": 9}, roles={"figures": named}))
+    found = results_of(tmp_path / "4", *runs).figures()
+    assert found == {"on": ["a", "b", "c"], "off": ["a", "b", "d"]}
+    assert results_of(tmp_path / "0", FakeRun(roles={"figures": {"on": ["a"]}})).figures() == {}
 
 
 @pytest.mark.parametrize("experiment", ["controls", "released"])
