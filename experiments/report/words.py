@@ -95,10 +95,15 @@ def _speed(results: Results) -> list[str]:
             ratio = speedup_over_sgd(results, group, measure)
             if group is over or ratio is None or ratio.interval is None:
                 continue
-            told = f"{group.label} ({quantities.comparison(ratio, 'ratio')} times)"
+            told = quantities.comparison(ratio, "ratio")
+            if ratio.centre is not None:
+                told += " times"
+            if not _reached(results, group):
+                told = "in no run"
             side = _side(ratio, 1.0)
             if side != "not told apart from":
-                sides["faster than" if side == "above" else "slower than"].append(told)
+                named = f"{group.label} ({told})"
+                sides["faster than" if side == "above" else "slower than"].append(named)
         for side, names in sides.items():
             if names:
                 lines.append(f"{side} {over.label} to {results.target}, {unit}: {', '.join(names)}")

@@ -119,6 +119,17 @@ def test_a_target_that_the_baseline_never_reaches_is_told_without_ratios(tmp_pat
     assert not any("faster" in line for line in told)
 
 
+def test_who_never_reaches_the_target_is_slower_in_no_run(tmp_path):
+    for seed in range(2):
+        never = FakeRun("adam", seed, top1=(70.0, 80.0, 85.0))
+        late = FakeRun("kfac", seed, top1=(70.0, 91.0, 92.0), steps_per_epoch=200)
+        write_runs(tmp_path, FakeRun("sgd", seed, top1=(91.0, 92.0, 92.0)), never, late)
+    (results,) = results_of(tmp_path, "toy")
+    told = "slower than SGD to test_top1 >= 90, steps: Adam (in no run), KFAC (0.250 [0.250, 0.250]"
+    told += " times)"
+    assert told in findings(results)
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
