@@ -60,25 +60,20 @@ def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
     """
     paths: list[Path] = []
     with _style():
-        for name, part in _parts(results).items():
-            figure = training_figure(part)
-            if figure is not None:
-                paths += _save(figure, out_dir / f"{name}-{results.scale}")
-        figure = curvature_figure(results)
-        if figure is not None:
-            paths += _save(figure, out_dir / f"curvature-{results.scale}")
-        figure = gradient_figure(results)
-        if figure is not None:
-            paths += _save(figure, out_dir / f"gradient-{results.scale}")
+        for kind, recorded, draw in KINDS:
+            for suffix, part in _parts(_having(results, recorded)).items():
+                figure = draw(part)
+                if figure is not None:
+                    paths += _save(figure, out_dir / f"{kind}{suffix}-{results.scale}")
     _remove_outdated(out_dir, results.scale, paths)
     return tuple(paths)
 
 
 def _remove_outdated(folder: Path, scale: str, written: Sequence[Path]) -> None:
     """Remove the figures of this scale that an earlier summary had and this one has not."""
-    for kind in ("curves*", "curvature", "gradient"):
+    for kind, _, _ in KINDS:
         for suffix in ("svg", "png"):
-            for path in folder.glob(f"{kind}-{scale}.{suffix}"):
+            for path in folder.glob(f"{kind}*-{scale}.{suffix}"):
                 if path not in written:
                     path.unlink()
 
@@ -184,15 +179,29 @@ def gradient_figure(results: Results) -> Figure | None:
     return figure
 
 
+def _having(results: Results, recorded: str) -> Results:
+    """The groups that have records of a kind, such as `curvature`."""
+    groups = (g for g in results.groups if any(getattr(run, recorded) for run in g.ended))
+    return replace(results, groups=tuple(groups))
+
+
 def _parts(results: Results) -> dict[str, Results]:
-    """What each figure of curves shows: all contestants, or those that the configs name for it."""
+    """What each figure of a kind shows: all contestants, or those that the configs name for it."""
     parts = {
-        f"curves-{name}": replace(
+        f"-{name}": replace(
             results, groups=tuple(g for g in results.groups if g.contestant in shown)
         )
         for name, shown in results.figures().items()
     }
-    return parts or {"curves": results}
+    return parts or {"": results}
+
+
+# What is drawn, from which records of a run, and how.
+KINDS = (
+    ("curves", "epochs", training_figure),
+    ("curvature", "curvature", curvature_figure),
+    ("gradient", "gradients", gradient_figure),
+)
 
 
 @contextmanager

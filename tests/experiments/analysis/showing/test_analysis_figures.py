@@ -176,6 +176,21 @@ def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
     assert "a (n = 1)" in text and "b (n = 1)" in text and "c (n = 1)" not in text
 
 
+def test_curvature_is_drawn_by_the_same_figures_of_those_that_have_it(tmp_path):
+    roles = {"figures": {"on": ["a", "b"], "off": ["a", "c", "d"], "rest": ["b"]}}
+    records = [curvature_record(step) for step in (100, 200)]
+    has = {"a": records, "b": [], "c": records, "d": []}
+    runs = [
+        FakeRun(arm=arm, settings={"lr": lr}, roles=roles, curvature=has[arm])
+        for lr, arm in enumerate(has, start=1)
+    ]
+    paths = figures.write_figures(results_of(tmp_path, *runs), tmp_path)
+    drawn = {path.stem for path in paths}
+    assert drawn == {"curves-on-reduced", "curves-off-reduced", "curvature-off-reduced"}
+    text = (tmp_path / "curvature-off-reduced.svg").read_text()
+    assert "a (n = 1)" in text and "c (n = 1)" in text and "d (n = 1)" not in text
+
+
 def test_figure_that_adds_nobody_is_left_out(tmp_path):
     named = {"on": ["a", "b", "c"], "off": ["a", "b", "d"], "twin": ["b", "a", "c"], "few": ["e"]}
     runs = [
