@@ -109,7 +109,11 @@ def section(material: Material, results: Results, to_results: str) -> Section:
         words=_curvature_words(results),
         intervals=_interval_panels(results),
         times=_time_panel(results),
-        tables=tuple(_traced(table, results, names) for table in result_tables(results)),
+        tables=tuple(
+            _traced(table, family, names, dict(zip(results.groups, legend, strict=True)))
+            for family in results.families()
+            for table in result_tables(family)
+        ),
         runs=_run_table(material, results, to_results),
         sources=tuple(_source(material, group, name, to_results) for group, name in names.items()),
         command=_command(results.groups),
@@ -190,7 +194,13 @@ def _interval_panels(results: Results) -> tuple[str, ...]:
             spread = math.nan if value.half_width is None else value.half_width
             accuracy.append((group, value.mean, value.mean - spread, value.mean + spread))
     panels = [charts.interval_panel("final test top-1, %", accuracy)]
-    over = results.baseline()
+    for family in results.families():
+        panels += _speedup_panels(family)
+    return tuple(panel for panel in panels if panel)
+
+
+def _speedup_panels(results: Results) -> list[str]:
+    over, panels = results.baseline(), []
     for measure, unit in (("steps_to_target", "steps"), ("seconds_to_target", "seconds")):
         if over is None or results.target is None:
             continue
@@ -199,10 +209,10 @@ def _interval_panels(results: Results) -> tuple[str, ...]:
             ratio = speedup_over_sgd(results, group, measure)
             if group is not over and ratio is not None and ratio.centre is not None:
                 rows.append((group, ratio.centre, *_bounds(ratio)))
-        title = f"speed-up over {over.label} to {results.target}, {unit}"
+        title = f"speed-up over {over.label}, {unit} to the target"
         rows = [row for row in rows if math.isfinite(row[1])]
         panels.append(charts.interval_panel(title, rows, neutral=1.0, logarithmic=True))
-    return tuple(panel for panel in panels if panel)
+    return panels
 
 
 def _time_panel(results: Results) -> str:
@@ -227,13 +237,13 @@ def _bounds(ratio: Comparison) -> tuple[float, float]:
     return (math.nan, math.nan) if bounds is None else (bounds.low, bounds.high)
 
 
-def _traced(table: Table, results: Results, names: dict[Group, str]) -> HtmlTable:
+def _traced(
+    table: Table, results: Results, names: dict[Group, str], legend: dict[Group, Entry]
+) -> HtmlTable:
     """A table of the analysis, each number with the blocks that list its runs."""
     rows: list[tuple[Cell, ...]] = []
-    for group, entry, cells in zip(
-        results.groups, charts.legend(results.groups), table.rows, strict=True
-    ):
-        row = [Cell(cells[0], str(len(rows)), swatch=entry.swatch), Cell(cells[1])]
+    for group, cells in zip(results.groups, table.rows, strict=True):
+        row = [Cell(cells[0], str(len(rows)), swatch=legend[group].swatch), Cell(cells[1])]
         for column, text in zip(table.columns[2:], cells[2:], strict=True):
             other = _other(table, column, results)
             sources = [names[group], *([names[other]] if other not in (None, group) else [])]

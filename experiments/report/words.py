@@ -16,13 +16,10 @@ from experiments.analysis.measuring.statistics import Estimate
 
 def findings(results: Results) -> list[str]:
     """What the runs of one scale show, a sentence each."""
-    return [
-        _effort(results),
-        *_best(results),
-        *_told_apart(results),
-        *_speed(results),
-        *gain_lines(results),
-    ]
+    told = [_effort(results)]
+    for family in results.families():
+        told += [*_best(family), *_told_apart(family), *_speed(family), *gain_lines(family)]
+    return told
 
 
 def _effort(results: Results) -> str:

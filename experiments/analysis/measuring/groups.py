@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -100,6 +100,8 @@ class Results:
         groups: baselines first.
         target: what every run had to reach; None if there is none, or if the runs disagree.
         problems: one line for everything a reader must know about the runs.
+        family: the contestants that these are compared with, their leader first; empty where all of
+            the experiment are (see `families`).
     """
 
     experiment: str
@@ -107,6 +109,13 @@ class Results:
     groups: tuple[Group, ...]
     target: Target | None
     problems: tuple[str, ...]
+    family: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """For titles: experiment and scale, and whose family it is."""
+        leader = f", beside {display_name(self.family[0])}" if self.family else ""
+        return f"{self.experiment}, {self.scale} scale{leader}"
 
     def of_contestant(self, contestant: str) -> tuple[Group, ...]:
         """The groups of an arm or optimizer: none, one, or one per config."""
@@ -114,6 +123,8 @@ class Results:
 
     def role(self, role: str, default: str | None = None) -> str | None:
         """Name of the contestant that plays a part, from `experiment.<role>` of the configs.
+
+        In a family that does not have it, its leader plays the part.
 
         Args:
             role: `baseline` (what speed-ups and gains are over) or `subject` (what the experiment
@@ -123,18 +134,51 @@ class Results:
         runs = [run for group in self.groups for run in group.runs]
         named = {run.config.get("experiment", {}).get(role) for run in runs}
         (name,) = named if len(named) == 1 else (None,)
-        return default if name is None else str(name)
+        name = default if name is None else str(name)
+        if name is not None and self.family and name not in self.family:
+            return self.family[0]
+        return name
+
+    def families(self) -> tuple[Results, ...]:
+        """The results of contestants that are compared with each other, one for each family.
+
+        Two contestants are of one family if a figure of `experiment.figures` shows both, or if
+        others connect them so; the first of a family's first figure leads it. Contestants in no
+        figure are with the first family. An experiment whose figures hang together, or that has
+        none, is one family: itself.
+        """
+        families: list[tuple[str, ...]] = []
+        for members in self._figure_entry().values():
+            touching = [family for family in families if set(family) & set(members)]
+            place = families.index(touching[0]) if touching else len(families)
+            families = [family for family in families if family not in touching]
+            merged = dict.fromkeys(name for names in (*touching, members) for name in names)
+            families.insert(place, tuple(merged))
+        if len(families) < 2:
+            return (self,)
+        others = {group.contestant for group in self.groups} - {n for f in families for n in f}
+        families[0] += tuple(sorted(others, key=_position))
+        found = (
+            replace(self, family=family, groups=self._of_contestants(family)) for family in families
+        )
+        return tuple(results for results in found if results.groups)
+
+    def _of_contestants(self, names: Sequence[str]) -> tuple[Group, ...]:
+        return tuple(group for group in self.groups if group.contestant in names)
+
+    def _figure_entry(self) -> dict[str, list[str]]:
+        """`experiment.figures`; of configs that disagree (it was changed between runs) any."""
+        runs = (run for group in self.groups for run in group.runs)
+        entries = (run.config.get("experiment", {}).get("figures") for run in runs)
+        return next((dict(entry) for entry in entries if entry), {})
 
     def figures(self) -> dict[str, list[str]]:
         """Contestants of each figure, from `experiment.figures`; empty where the configs have none.
 
         Contestants without runs are left out, and so is a figure that then shows nobody whom
-        another one does not show. Of configs that disagree (the entry was changed between two runs)
-        any will do.
+        another one does not show.
         """
-        runs = (run for group in self.groups for run in group.runs)
-        entries = [run.config.get("experiment", {}).get("figures") for run in runs]
-        entry: dict[str, list[str]] = next((dict(entry) for entry in entries if entry), {})
+        entry = self._figure_entry()
         present = {group.contestant for group in self.groups}
         shown = {
             name: [who for who in members if who in present] for name, members in entry.items()

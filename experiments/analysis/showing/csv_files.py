@@ -29,17 +29,18 @@ _SPEEDUPS = ("steps_to_target", "seconds_to_target")
 
 def results_csv(all_results: Sequence[Results]) -> str:
     """All numbers of the result tables, bare, with more digits; empty where there is none."""
-    header = ["experiment", "scale", "optimizer", "config", "n", "runs", "target"]
+    header = ["experiment", "scale", "optimizer", "config", "n", "runs", "target", "baseline"]
     for measure in CSV_MEASURES:
         header += [f"{measure}_{part}" for part in ("mean", "half_width", "median", "n", "misses")]
     for measure in _SPEEDUPS:
         header += [f"speedup_{measure}_{part}" for part in ("ratio", "low", "high", "reason")]
     rows: list[list[object]] = []
-    for results in all_results:
+    for results in (family for entry in all_results for family in entry.families()):
         for group in results.groups:
             config = "; ".join(f"{key}={value}" for key, value in group.differs)
             row: list[object] = [results.experiment, results.scale, group.contestant, config]
             row += [len(group.ended), group.status_counts, results.target or ""]
+            row += [results.role("baseline", "sgd")]
             for measure in CSV_MEASURES:
                 value = estimate_of(results, group, measure)
                 median = value.median if value.n else None

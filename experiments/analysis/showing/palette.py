@@ -96,7 +96,8 @@ def _looks_of_arms(experiment: str) -> dict[str, Look]:
         if arm in LOOKS:
             continue
         together = {name for members in shown.values() if arm in members for name in members}
-        beside = [looks[name] for name in together if name in looks]
+        known = {**LOOKS, **looks}
+        beside = [known[name] for name in together if name in known]
         taken, used = [each.colour for each in beside], [each.colour for each in looks.values()]
         rare = min(map(taken.count, colours))
         colour = _rarest([c for c in colours if taken.count(c) == rare], used)

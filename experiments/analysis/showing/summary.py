@@ -47,8 +47,9 @@ class Summary:
         """The summary as text of at most 100 columns."""
         blocks: list[str] = []
         for results in self.results:
-            blocks += [table.terminal() for table in result_tables(results)]
-            blocks += _bullets("Gain", gain_lines(results))
+            families = results.families()
+            blocks += [table.terminal() for each in families for table in result_tables(each)]
+            blocks += _bullets("Gain", [line for each in families for line in gain_lines(each)])
             blocks += _bullets("Curvature", curvature_lines(results))
             blocks += _bullets("About the runs", results.problems)
         if self.verdicts:
@@ -63,11 +64,13 @@ class Summary:
         blocks = [f"# {self.experiment}\n"]
         for results in self.results:
             blocks.append(f"## {results.scale.capitalize()} scale\n")
-            blocks += [table.markdown() for table in result_tables(results)]
+            families = results.families()
+            blocks += [table.markdown() for each in families for table in result_tables(each)]
             for path in self.paths:
                 if path.suffix == ".svg" and path.stem.endswith(f"-{results.scale}"):
                     blocks.append(f"![{path.stem}, {results.scale} scale]({path.name})\n")
-            blocks += _markdown_list("Gain", gain_lines(results))
+            gains = [line for each in families for line in gain_lines(each)]
+            blocks += _markdown_list("Gain", gains)
             blocks += _markdown_list("Curvature", curvature_lines(results))
             blocks += _markdown_list("About the runs", results.problems)
         blocks.append("## Paper and ours\n")
@@ -125,7 +128,9 @@ def summarise(
     out = _writable(Path(out_dir))
     paths = list(_write_figures(results, out))
     tables = {
-        "headline.md": "\n".join(headline_table(entry).markdown() for entry in results),
+        "headline.md": "\n".join(
+            headline_table(family).markdown() for entry in results for family in entry.families()
+        ),
         "table.csv": results_csv(results),
         "comparison.csv": comparison_csv(verdicts),
         "curves.csv": curves_csv(results),

@@ -67,8 +67,12 @@ class Table:
 
 
 def result_tables(results: Results) -> tuple[Table, ...]:
-    """Accuracy, target and cost per optimizer; the intervals are Student's, 95 %."""
-    where = f"{results.experiment}, {results.scale} scale"
+    """Accuracy, target, cost and differences per optimizer; intervals are Student's, 95 %.
+
+    Args:
+        results: of one family (`Results.families`).
+    """
+    where = results.where
     goal = f"target {results.target}" if results.target else "no common target"
 
     def table(title: str, columns: Sequence[_Column], label_width: int = 15) -> Table:
@@ -147,6 +151,9 @@ def headline_table(results: Results) -> Table:
     """One line per contestant: what it reached, how far from the others, at which cost.
 
     Differences are to the contestant that the experiment is about, else to the baseline.
+
+    Args:
+        results: of one family (`Results.families`).
     """
     goal = f"; target {results.target}, seen at evaluations" if results.target else ""
     columns = [
@@ -163,7 +170,7 @@ def headline_table(results: Results) -> Table:
     columns.append(_estimated(results, "seconds per epoch", "seconds_per_epoch"))
     columns.append(_estimated(results, "optimizer's share of them, %", "optimizer_share"))
     title = (
-        f"{results.experiment}, {results.scale} scale (mean ± half width of the 95 % t-interval; "
+        f"{results.where} (mean ± half width of the 95 % t-interval; "
         f"differences paired by seed{goal}; seconds of training, evaluation excluded)"
     )
     return _table(results, title, columns, label_width=15)

@@ -130,6 +130,22 @@ def test_who_never_reaches_the_target_is_slower_in_no_run(tmp_path):
     assert told in findings(results)
 
 
+def test_findings_compare_within_a_family(tmp_path):
+    """The second figure lacks the baseline: its contestants are compared with its first."""
+    roles = {"baseline": "a", "figures": {"one": ["a", "b"], "two": ["c", "d"]}}
+    finals = {"a": 60.0, "b": 70.0, "c": 80.0, "d": 85.0}
+    for number, (arm, top1) in enumerate(finals.items()):
+        for seed in range(2):
+            settings = {"lr": 0.1 + number}
+            run = FakeRun(arm=arm, seed=seed, top1=(1.0, 2.0, top1), settings=settings, roles=roles)
+            write_runs(tmp_path, run)
+    (results,) = results_of(tmp_path, "toy")
+    told = findings(results)
+    assert "above a in final top-1: b (10.00 [10.00, 10.00] points)" in told
+    assert "above c in final top-1: d (5.00 [5.00, 5.00] points)" in told
+    assert sum(line.startswith("highest mean") for line in told) == 2
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):

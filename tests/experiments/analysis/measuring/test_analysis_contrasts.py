@@ -10,13 +10,14 @@ from experiments.analysis.measuring.contrasts import gain_is_certain, gain_lines
 from experiments.analysis.measuring.curvature import is_control, summarise_curvature
 from experiments.analysis.measuring.groups import Results, group_runs
 from experiments.analysis.measuring.runs import load_runs
-from experiments.analysis.showing.tables import result_tables
+from experiments.analysis.showing.csv_files import results_csv
+from experiments.analysis.showing.tables import headline_table, result_tables
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 ROLES = {"baseline": "slow", "subject": "mlbfgs"}
 
 
-def results_of(folder: Path, finals: dict[str, tuple[float, ...]], **roles: str) -> Results:
+def results_of(folder: Path, finals: dict[str, tuple[float, ...]], **roles: object) -> Results:
     runs = []
     for number, (arm, values) in enumerate(finals.items()):
         settings: dict[str, object] = {"lr": 0.1 + number}
@@ -131,3 +132,46 @@ def test_growth_of_the_step_length_is_told(
     summary = summarise_curvature(results.groups[0])
     assert summary is not None
     assert ("γ went" in summary.words()) == bool(words) and words in summary.words()
+
+
+FAMILIES = {"first": ["slow", "warm"], "second": ["mlbfgs", "mlbfgs_gamma"]}
+
+
+def test_each_family_is_compared_with_its_own(tmp_path: Path) -> None:
+    """Of two optimizers' figures the second does not have the baseline: its first stands for it."""
+    entry: dict[str, object] = {"baseline": "slow", "figures": FAMILIES}
+    results = results_of(tmp_path, FINALS, **entry)
+    first, second = results.families()
+    assert [group.contestant for group in first.groups] == ["slow", "warm"]
+    assert first.role("baseline") == "slow" and second.role("baseline") == "mlbfgs"
+    assert first.subject() is None and second.subject() is None  # the configs name none
+    assert result_tables(second)[0].title.startswith(
+        "Accuracy and loss (toy, reduced scale, beside mL-BFGS;"
+    )
+    rows = {row[0]: row[3:] for row in headline_table(second).rows}
+    assert rows["mL-BFGS"][2] == "0 (by definition)"
+    assert rows["mlbfgs_gamma"][2] == "1.00 [0.75, 1.25]"  # s = 0.1: 4.303 s / √3
+    lines = results_csv([results]).splitlines()
+    baseline = lines[0].split(",").index("baseline")
+    found = {line.split(",")[2]: line.split(",")[baseline] for line in lines[1:]}
+    assert found == {"slow": "slow", "warm": "slow", "mlbfgs": "mlbfgs", "mlbfgs_gamma": "mlbfgs"}
+
+
+def test_figures_that_share_a_contestant_are_one_family(tmp_path: Path) -> None:
+    shared = {"third": ["warm", "mlbfgs"]}
+    joined = results_of(tmp_path / "a", FINALS, figures={**FAMILIES, **shared})
+    assert joined.families() == (joined,)
+    plain = results_of(tmp_path / "b", FINALS)
+    assert plain.families() == (plain,)
+
+
+def test_leader_without_runs_is_not_replaced(tmp_path: Path) -> None:
+    """Compared with another one, a difference would be that of another question."""
+    figures = {**FAMILIES, "second": ["absent", "mlbfgs"]}
+    finals = {**FINALS, "outside": (1.0, 2.0, 3.0)}
+    results = results_of(tmp_path, finals, subject="slow", figures=figures)
+    first, second = results.families()
+    names = {group.contestant for group in first.groups}
+    assert names == {"slow", "warm", "mlbfgs_gamma", "outside"}
+    assert second.role("subject") == "absent" and second.subject() is None
+    assert len(result_tables(second)) == 3
