@@ -20,6 +20,7 @@ from experiments.analysis.measuring.curves import FEW_DECADES
 
 WIDTH, HEIGHT = 440, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 28, 46
+FEW_TICKS = 3  # a logarithmic axis with fewer decades and parts of them has even steps
 _DIGIT = 8.0  # width of a digit of a tick's label, with something to spare
 # Widths of markers: shapes with little area are drawn larger.
 MARKER_SIZE = 9.0
@@ -59,9 +60,10 @@ class Scale:
         return self.start + part * (self.stop - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values on the axis: about five, or powers of ten."""
-        if self.logarithmic:
-            return _decades(self.low, self.high)
+        """Round values on the axis: about five, or powers of ten with what lies between them."""
+        decades = _decades(self.low, self.high) if self.logarithmic else []
+        if len(decades) >= FEW_TICKS:
+            return decades
         step = _round_step((self.high - self.low) / 5)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [round(index * step, 12) for index in range(first, last + 1)]

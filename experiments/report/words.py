@@ -40,9 +40,10 @@ def _best(results: Results) -> list[str]:
     known = {group: value for group, value in means.items() if value.mean is not None}
     if not known:
         return []
-    best = max(known, key=lambda group: known[group].mean or 0.0)
-    text = f"highest mean final top-1: {best.label}, {_percent(known[best])}"
     baseline = results.baseline()
+    # of equals the baseline: the others did not get above it
+    best = max(known, key=lambda group: (known[group].mean or 0.0, group is baseline))
+    text = f"highest mean final top-1: {best.label}, {_percent(known[best])}"
     if baseline in known and baseline is not best:
         text += f"; the baseline {baseline.label} has {_percent(known[baseline])}"
     return [text]

@@ -9,7 +9,7 @@ import pytest
 from experiments.analysis.measuring.groups import group_runs
 from experiments.analysis.measuring.runs import load_runs
 from experiments.analysis.showing.registry_page import write_registry
-from experiments.report import record_charts
+from experiments.report import record_charts, svg
 from experiments.report.site import build
 from tests.experiments.analysis.run_factory import FakeRun, write_runs
 from tests.experiments.report.report_toys import write_results
@@ -61,3 +61,16 @@ def test_page_shows_gradient_records_and_what_they_say(results_dir):
     cells = re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", row)
     assert cells == ["0.6250 ± 1.5883", "4 ± 0", "2 ± 0"]  # the slopes differ by rounding alone
     assert "Gradient of the whole training set" not in written["toy.html"].read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.5, 20.0, [0.5, 1, 2, 5, 10, 20]),
+        (0.82, 1.3, [0.9, 1.0, 1.1, 1.2, 1.3]),  # of 1, 2, 5 it has 1 alone
+        (2.1, 9.9, [4, 6, 8]),
+    ],
+)
+def test_a_short_logarithmic_axis_has_even_steps(low, high, ticks):
+    axis = svg.Scale(low, high, 0.0, 100.0, logarithmic=True)
+    assert axis.ticks() == pytest.approx(ticks)

@@ -146,6 +146,14 @@ def test_findings_compare_within_a_family(tmp_path):
     assert sum(line.startswith("highest mean") for line in told) == 2
 
 
+def test_of_equals_the_baseline_is_the_highest(tmp_path):
+    for arm, lr in {"aa": 0.1, "b": 0.2}.items():
+        write_runs(tmp_path, FakeRun(arm=arm, settings={"lr": lr}, roles={"baseline": "b"}))
+    (results,) = results_of(tmp_path, "toy")
+    told = [line for line in findings(results) if line.startswith("highest mean")]
+    assert told == ["highest mean final top-1: b, 91.00 % (n = 1)"]
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
