@@ -11,7 +11,7 @@ from markupsafe import Markup
 from experiments.analysis.measuring.quantities import MINUS, NOTHING
 
 _NUMBER = re.compile(r"^(?:median )?([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
-_NEVER = ("miss", "never", "diverged", "none", "not computable")
+_NEVER = ("miss", "never", "diverged", "none", "not computable", "∞")
 
 
 @dataclass(frozen=True)
@@ -73,4 +73,6 @@ def sort_key(text: str) -> str:
     found = _NUMBER.match(plain)
     if found:
         return found[1].replace(",", "").lstrip("+")
+    if plain.startswith("-∞"):
+        return "-Infinity"
     return "Infinity" if plain.startswith(_NEVER) else ""

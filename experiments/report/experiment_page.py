@@ -294,7 +294,8 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
         if value is None:
             cells.append(Cell(quantities.NOTHING))
             continue
-        text = "miss" if math.isinf(value) else quantities.number(value, measure.kind)
+        infinite = math.isinf(value)
+        text = measure.infinite if infinite else quantities.number(value, measure.kind)
         cells.append(Cell(text, f"{value:.9g}".replace("inf", "Infinity")))
     seconds = run.train_time_s
     git = run.meta.get("git") or {}

@@ -106,8 +106,8 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         results = at(scale)
         group = group_of(results, contestant)
         value = estimate_of(results, group, measure)
-        kind = measure_named(measure).kind
-        text = quantities.estimate(value, kind, infinite="never")
+        told = measure_named(measure)
+        text = quantities.estimate(value, told.kind, infinite=told.infinite)
         return _traced(results, [group], text)
 
     def difference(subject: str, reference: str, measure: str, scale: str | None = None) -> Markup:

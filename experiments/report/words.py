@@ -36,16 +36,26 @@ def _effort(results: Results) -> str:
 
 
 def _best(results: Results) -> list[str]:
-    means = {group: estimate_of(results, group, TOP1) for group in results.groups}
-    known = {group: value for group, value in means.items() if value.mean is not None}
+    """Whose mean is the highest; whose median, where a seed without accuracy leaves no mean."""
+    found = {group: estimate_of(results, group, TOP1) for group in results.groups}
+    known = {group: value for group, value in found.items() if value.median is not None}
     if not known:
         return []
+    every = all(value.mean is not None for value in known.values())
+    ranks = {group: (v.mean if every else v.median) or 0.0 for group, v in known.items()}
     baseline = results.baseline()
     # of equals the baseline: the others did not get above it
-    best = max(known, key=lambda group: (known[group].mean or 0.0, group is baseline))
-    text = f"highest mean final top-1: {best.label}, {_percent(known[best])}"
+    best = max(known, key=lambda group: (ranks[group], group is baseline))
+
+    def told(group: Group) -> str:
+        return (
+            _percent(known[group]) if every else f"{quantities.number(ranks[group], 'percent')} %"
+        )
+
+    what = "mean" if every else "median"
+    text = f"highest {what} final top-1: {best.label}, {told(best)}"
     if baseline in known and baseline is not best:
-        text += f"; the baseline {baseline.label} has {_percent(known[baseline])}"
+        text += f"; the baseline {baseline.label} has {told(baseline)}"
     return [text]
 
 

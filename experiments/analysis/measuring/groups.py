@@ -8,6 +8,7 @@ key differs from which in what.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -305,7 +306,9 @@ def _remarks(run: Run) -> Iterator[str]:
         yield f"{run.name}: {run.status}{reason}; a miss of its target, no final values"
     elif run.status == "diverged":
         reason = f" ({run.message})" if run.message else ""
-        yield f"{run.name}: diverged{reason}; counts with its last evaluated accuracy"
+        evaluated = measure_named("final_top1")(run) != -math.inf
+        counted = "its last evaluated accuracy" if evaluated else "none: below every other"
+        yield f"{run.name}: diverged{reason}; counts with {counted}"
     elif not run.epochs:
         yield f"{run.name}: done, but without an epoch record; has no values"
     if run.torn:

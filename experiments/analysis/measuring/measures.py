@@ -69,6 +69,11 @@ class Measure:
         """The number for this run; None if its status excludes it or it has no such record."""
         return self.of(run) if run.status in self.statuses else None
 
+    @property
+    def infinite(self) -> str:
+        """What an infinite number of a run means."""
+        return "miss" if self.name.endswith("_to_target") else "diverged"
+
 
 def target_of(run: Run) -> Target | None:
     """The target in `experiment.target` of the run's config; None if it has none.

@@ -12,6 +12,9 @@ from experiments.analysis.measuring.statistics import Estimate, Interval
 
 MINUS = "−"
 NOTHING = "–"
+# What it takes to reach a target, and ratios of it: infinite where a run does not. The others are
+# infinite where a run diverged.
+_REACHED = ("count", "seconds", "ratio")
 
 _ROUNDING = 1e-12  # a spread this small beside its mean is float64's own, and printed as zero
 
@@ -23,8 +26,10 @@ def number(value: float, kind: str) -> str:
         value: finite or infinite.
         kind: percent | loss | count | seconds | bytes (printed in MiB) | ratio | plain | flag.
     """
-    if math.isinf(value):
+    if math.isinf(value) and kind in _REACHED:
         return "none" if value < 0 else "never"
+    if math.isinf(value):
+        return f"{MINUS}∞" if value < 0 else "∞"
     return _print(value, kind, _decimals(value, kind))
 
 
@@ -59,7 +64,7 @@ def interval(bounds: Interval | None, kind: str) -> str:
     """Print "[low, high]"; "no interval" without one."""
     if bounds is None:
         return "no interval"
-    if math.isinf(bounds.low):
+    if math.isinf(bounds.low) and kind in _REACHED:
         return "[none reached it]"
     return f"[{number(bounds.low, kind)}, {number(bounds.high, kind)}]"
 

@@ -229,8 +229,8 @@ def _difference(results: Results, other: Group, header: str, measure: str) -> _C
 def _estimate_cell(results: Results, group: Group, measure: str) -> str:
     function = measure_named(measure)
     value = estimate_of(results, group, measure)
-    word = "miss" if measure.endswith("_to_target") else "diverged"
-    return quantities.estimate(value, function.kind, ended=len(group.ended), infinite=word)
+    ended, infinite = len(group.ended), function.infinite
+    return quantities.estimate(value, function.kind, ended=ended, infinite=infinite)
 
 
 def _speedup_cell(results: Results, group: Group, measure: str) -> str:

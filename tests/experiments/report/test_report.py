@@ -154,6 +154,21 @@ def test_of_equals_the_baseline_is_the_highest(tmp_path):
     assert told == ["highest mean final top-1: b, 91.00 % (n = 1)"]
 
 
+def test_seed_that_diverges_at_once_leaves_medians_to_compare(tmp_path):
+    """Without an accuracy it counts as below every number, so that there is no mean."""
+    for seed, top1 in enumerate((90.0, 91.0, None)):
+        gone = {"top1": (None,), "loss": (90.0,), "status": "diverged"}
+        fast = gone if top1 is None else {"top1": (1.0, 2.0, top1)}
+        write_runs(tmp_path, FakeRun("adam", seed, **fast))
+        write_runs(tmp_path, FakeRun("sgd", seed, top1=(1.0, 2.0, 80.0 + seed)))
+    (results,) = results_of(tmp_path, "toy")
+    told = findings(results)[1]
+    assert told == "highest median final top-1: Adam, 90.00 %; the baseline SGD has 81.00 %"
+    assert any(
+        line.endswith("diverged; counts with none: below every other") for line in results.problems
+    )
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
@@ -312,7 +327,13 @@ def test_a_statement_that_holds_prints_nothing(write_prose):
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("67.80 ± 0.31", "67.80"), ("−2.3 [−3, −1]", "-2.3"), ("miss 1/3", "Infinity"), ("–", "")],
+    [
+        ("67.80 ± 0.31", "67.80"),
+        ("−2.3 [−3, −1]", "-2.3"),
+        ("miss 1/3", "Infinity"),
+        ("−∞ [−∞, 1]", "-Infinity"),
+        ("–", ""),
+    ],
 )
 def test_cells_sort_by_their_number(text, key):
     assert sort_key(text) == key

@@ -144,6 +144,10 @@ def test_comparison_in_words():
         "1.500 (n = 1)"
     )
     assert quantities.interval(Interval(-1.0, 2.0), "percent") == "[−1.00, 2.00]"
+    assert quantities.interval(Interval(-math.inf, 2.0), "percent") == "[−∞, 2.00]"  # one diverged
+    assert quantities.interval(Interval(0.5, math.inf), "loss") == "[0.5000, ∞]"
+    assert quantities.interval(Interval(-math.inf, math.inf), "count") == "[none reached it]"
+    assert quantities.interval(Interval(390.0, math.inf), "count") == "[390, never]"
     assert quantities.interval(None, "percent") == "no interval"
     assert quantities.signed(0.5, "percent") == "+0.50"
 
