@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.analysis.judging.settling import seconds_of_a_run
 from experiments.analysis.measuring.groups import Results
@@ -160,22 +159,12 @@ def _measured(
 def hardware(results: Results, contestants: Sequence[str]) -> str:
     """The machines that runs were made on, as `meta.json` names them."""
     names = {
-        machine_of(run.meta)
+        run.machine
         for group in results.groups
         for run in group.runs
         if group.contestant in contestants
     }
     return " and ".join(sorted(names))
-
-
-def machine_of(meta: Mapping[str, Any]) -> str:
-    """The processor or GPU of a run, in words."""
-    found = meta.get("hardware") or {}
-    if found.get("gpu"):
-        return str(found["gpu"])
-    threads = found.get("threads")
-    count = f"{threads} thread{'s' if threads != 1 else ''} of " if threads else ""
-    return f"{count}{found.get('cpu', 'an unknown machine')}"
 
 
 def _both(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -240,8 +241,7 @@ def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
         if len(variants) > 1:
             lines.append(_conflict(variants))
     target, complaint = _common_target(runs)
-    if complaint:
-        lines.append(complaint)
+    lines += [line for line in (complaint, _several_machines(runs)) if line]
     return Results(runs[0].experiment, runs[0].scale, tuple(groups), target, tuple(lines))
 
 
@@ -332,6 +332,16 @@ def _shown(value: Any) -> str:
     """A config value in a message: 1e30 and not its 31 digits."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:.10g}" if is_number else str(value)
+
+
+def _several_machines(runs: Sequence[Run]) -> str:
+    counts = Counter(run.machine for run in runs)
+    if len(counts) < 2:
+        return ""
+    told = "; ".join(
+        f"{machine}: {count} of {len(runs)} runs" for machine, count in sorted(counts.items())
+    )
+    return f"several machines ({told}): seconds of one are not to be compared with those of another"
 
 
 def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:

@@ -99,6 +99,16 @@ class Run:
         records = (*self.epochs[-1:], *self.steps[-1:])
         return max((float(record["train_time_s"]) for record in records), default=0.0)
 
+    @property
+    def machine(self) -> str:
+        """The processor (with the number of threads) or GPU that it ran on, in words."""
+        found = self.meta.get("hardware") or {}
+        if found.get("gpu"):
+            return str(found["gpu"])
+        threads = found.get("threads")
+        count = f"{threads} thread{'s' if threads != 1 else ''} of " if threads else ""
+        return f"{count}{found.get('cpu', 'an unknown machine')}"
+
     def epoch_series(self, name: str) -> FloatArray:
         """Values of one field of the epoch records, float64, NaN where absent or null."""
         return series(self.epochs, name)

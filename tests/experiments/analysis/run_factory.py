@@ -37,6 +37,7 @@ class FakeRun:
     roles: Mapping[str, Any] = field(default_factory=dict)
     numerics_version: int | None = None
     extra_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class FakeRun:
         meta = {"key": self.key, "experiment": self.experiment, "optimizer": self.optimizer}
         meta |= {"seed": self.seed, "scale": self.scale, "parameters": 1000}
         meta |= {"arm": self.arm} if self.arm else {}
+        meta |= {"hardware": dict(self.hardware)} if self.hardware else {}
         if self.numerics_version is not None:
             meta["numerics_version"] = self.numerics_version
         status = {"status": self.status, "epoch": len(self.top1), "message": self.message}

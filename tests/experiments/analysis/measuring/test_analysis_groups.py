@@ -130,6 +130,17 @@ def test_targets_that_differ_are_not_compared(tmp_path):
     assert "test_top1 >= 90" in results.problems[0] and "test_top1 >= 10" in results.problems[0]
 
 
+def test_seconds_of_several_machines_are_not_compared_in_silence(tmp_path):
+    slow, fast = ({"cpu": cpu, "threads": 1} for cpu in ("old", "new"))
+    runs = [FakeRun("sgd", seed, hardware=slow) for seed in range(2)]
+    (same,) = grouped(write_runs(tmp_path / "same", *runs))
+    assert same.problems == ()
+    (mixed,) = grouped(write_runs(tmp_path / "mixed", *runs, FakeRun("adam", hardware=fast)))
+    (line,) = mixed.problems
+    assert "(1 thread of new: 1 of 3 runs; 1 thread of old: 2 of 3 runs)" in line
+    assert "seconds" in line
+
+
 def test_scales_are_kept_apart(tmp_path):
     write_runs(tmp_path, FakeRun(scale="smoke"), FakeRun(scale="full"))
     assert [results.scale for results in grouped(tmp_path)] == ["full", "smoke"]
