@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from experiments.analysis.judging.claims import OURS
 from experiments.analysis.judging.theory import short
 from experiments.analysis.measuring import quantities
-from experiments.analysis.measuring.measures import measure_named
 from experiments.analysis.measuring.runs import SCALES
 from experiments.report import svg
 from experiments.report.judged import OUTCOMES, JudgedClaim, Judgement
@@ -195,17 +194,11 @@ def _shown(claim: JudgedClaim) -> str:
     return "; ".join(f"{text} at {part.scale} scale (n = {part.n})" for text, part in told if text)
 
 
-def _kind(claim: JudgedClaim) -> str:
-    if claim.kind in ("ratio", "speedup"):
-        return "ratio"
-    return measure_named(claim.metric).kind
-
-
 def _number(claim: JudgedClaim, value: float) -> str:
     if claim.kind == "theory":
         text = "∞" if value == float("inf") else short(value)
         return text.replace("-", quantities.MINUS)
-    return quantities.number(value, _kind(claim))
+    return quantities.number(value, claim.number_kind)
 
 
 def _with_unit(claim: JudgedClaim, value: float) -> str:
@@ -214,6 +207,6 @@ def _with_unit(claim: JudgedClaim, value: float) -> str:
         return text
     if claim.kind in ("ratio", "speedup"):
         return f"{text} ×"
-    if _kind(claim) == "percent" and claim.kind != "value":
+    if claim.number_kind == "percent" and claim.kind != "value":
         return f"{text} points"
-    return text + _UNITS.get(claim.metric, _UNITS.get(_kind(claim), ""))
+    return text + _UNITS.get(claim.metric, _UNITS.get(claim.number_kind, ""))

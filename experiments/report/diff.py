@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.analysis.judging.theory import load_subjects
 from experiments.analysis.measuring.measures import measure_named
-from experiments.analysis.measuring.quantities import MINUS
+from experiments.analysis.measuring.quantities import MINUS, number
 from experiments.analysis.measuring.runs import Record, Run, load_runs
 from experiments.errors import UserError
 from experiments.report.judged import CLAIMS_FILE, JudgedClaim, Judgement, load_judged
@@ -77,32 +77,33 @@ def _claims(before: Path, after: Path, experiment: str | None) -> Part:
     for key in _keys(old, new):
         name = " at ".join(filter(None, key))
         if key not in old:
-            lines.append(f"+ {name}: {_judged(new[key])}")
+            lines.append(f"+ {name}: {_judged(*new[key])}")
         elif key not in new:
-            lines.append(f"- {name}: {_judged(old[key])}")
-        elif _judged(old[key]) != _judged(new[key]):
-            lines.append(f"~ {name}: {_judged(old[key])} -> {_judged(new[key])}")
-    changed = sum(old[key].outcome != new[key].outcome for key in old.keys() & new.keys())
+            lines.append(f"- {name}: {_judged(*old[key])}")
+        elif _judged(*old[key]) != _judged(*new[key]):
+            lines.append(f"~ {name}: {_judged(*old[key])} -> {_judged(*new[key])}")
+    changed = sum(old[key][1].outcome != new[key][1].outcome for key in old.keys() & new.keys())
     return Part("claims", tuple(lines), (f"{changed} with another verdict",))
 
 
 def _judgements(
     claims: Sequence[JudgedClaim], experiment: str | None
-) -> dict[tuple[str, str], Judgement]:
+) -> dict[tuple[str, str], tuple[JudgedClaim, Judgement]]:
     return {
-        (claim.id, part.scale if part.runs else ""): part
+        (claim.id, part.scale if part.runs else ""): (claim, part)
         for claim in claims
         if experiment in (None, claim.experiment)
         for part in claim.judgements
     }
 
 
-def _judged(judgement: Judgement) -> str:
+def _judged(claim: JudgedClaim, judgement: Judgement) -> str:
     if judgement.centre is None:
         return judgement.outcome
-    text = f"{judgement.outcome}, {_number(judgement.centre)}"
+    kind = claim.number_kind
+    text = f"{judgement.outcome}, {_number(judgement.centre, kind)}"
     if judgement.low is not None and judgement.high is not None:
-        text += f" [{_number(judgement.low)}, {_number(judgement.high)}]"
+        text += f" [{_number(judgement.low, kind)}, {_number(judgement.high, kind)}]"
     return f"{text} (n = {judgement.n})"
 
 
@@ -130,8 +131,9 @@ def _runs(old: Mapping[str, Run], new: Mapping[str, Run]) -> Part:
 
 
 def _run(run: Run) -> str:
-    found = {name: measure_named(name)(run) for name in _MEASURES}
-    told = [f"{name} {_number(v)}" for name, v in found.items() if v is not None]
+    measures = [measure_named(name) for name in _MEASURES]
+    found = [(measure, measure(run)) for measure in measures]
+    told = [f"{each.name} {_number(v, each.kind)}" for each, v in found if v is not None]
     return ", ".join([run.status, *told])
 
 
@@ -175,8 +177,9 @@ def _quantities(folder: Path) -> Iterator[tuple[str, str]]:
     for name, subject in load_subjects(folder).items():
         for quantity, effect in subject.quantities.items():
             assert effect.centre is not None and effect.interval is not None
-            bounds = f"[{_number(effect.interval.low)}, {_number(effect.interval.high)}]"
-            yield f"{name}/{quantity}", f"{_number(effect.centre)} {bounds}"
+            values = (effect.centre, effect.interval.low, effect.interval.high)
+            centre, low, high = (_number(value, "plain") for value in values)
+            yield f"{name}/{quantity}", f"{centre} [{low}, {high}]"
 
 
 def _keys(old: Mapping[Any, object], new: Mapping[Any, object]) -> list[Any]:
@@ -184,7 +187,8 @@ def _keys(old: Mapping[Any, object], new: Mapping[Any, object]) -> list[Any]:
     return [*old, *(key for key in new if key not in old)]
 
 
-def _number(value: float) -> str:
+def _number(value: float, kind: str) -> str:
+    """A finite number in more digits than a table has, so that a change is seen."""
     if math.isinf(value):
-        return "never" if value > 0 else "none"
+        return number(value, kind)
     return f"{value:.6g}".replace("-", MINUS)

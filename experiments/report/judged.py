@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.analysis.judging.claims import DEFAULT_CLAIMS
 from experiments.analysis.judging.registry import judge_registry
+from experiments.analysis.measuring.measures import measure_named
 from experiments.errors import UserError
 
 CLAIMS_FILE = "summary/claims.json"
@@ -97,6 +98,13 @@ class JudgedClaim:
     zone: tuple[float, float]
     judged_at: tuple[str, ...]
     judgements: tuple[Judgement, ...]
+
+    @property
+    def number_kind(self) -> str:
+        """How `analysis.measuring.quantities` prints its effects."""
+        if self.kind in ("ratio", "speedup"):
+            return "ratio"
+        return "plain" if self.kind == "theory" else measure_named(self.metric).kind
 
 
 def load_judged(results_dir: Path) -> tuple[JudgedClaim, ...]:

@@ -60,6 +60,14 @@ def test_a_verdict_that_changed_is_told_with_both_numbers(pair, capsys):
     assert "runs: 3 differences" in out
 
 
+def test_an_infinite_number_is_worded_as_everywhere_else(pair, capsys):
+    FakeRun("mlbfgs", 3, status="diverged").write(pair[1])
+    status, out = compared(pair, capsys, "--experiment", "toy")
+    (line,) = [line for line in out.splitlines() if "+ toy/mlbfgs/reduced-seed3-" in line]
+    assert status == 1
+    assert line.endswith(": diverged, final_top1 91, final_train_loss ∞")
+
+
 def test_the_first_record_that_differs_is_named(pair, capsys):
     edit(pair[1], "sgd/reduced-seed0", test_loss=0.25)
     status, out = compared(pair, capsys, "--experiment", "toy")
