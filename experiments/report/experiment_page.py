@@ -11,7 +11,7 @@ from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.comparison import Comparison
 from experiments.analysis.measuring.contrasts import TOP1
 from experiments.analysis.measuring.curvature import summarise_curvature
-from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_baseline
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.measures import measure_named
 from experiments.analysis.measuring.runs import Run
@@ -206,7 +206,7 @@ def _speedup_panels(results: Results) -> list[str]:
             continue
         rows = []
         for group in results.groups:
-            ratio = speedup_over_sgd(results, group, measure)
+            ratio = speedup_over_baseline(results, group, measure)
             if group is not over and ratio is not None and ratio.centre is not None:
                 rows.append((group, ratio.centre, *_bounds(ratio)))
         title = f"speed-up over {over.label}, {unit} to the target"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.comparison import Comparison
 from experiments.analysis.measuring.contrasts import TOP1, difference, gain_lines
-from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_baseline
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.statistics import Estimate
 
@@ -100,7 +100,7 @@ def _speed(results: Results) -> list[str]:
     for measure, unit in (("steps_to_target", "steps"), ("seconds_to_target", "seconds")):
         sides: dict[str, list[str]] = {"faster than": [], "slower than": []}
         for group in results.groups:
-            ratio = speedup_over_sgd(results, group, measure)
+            ratio = speedup_over_baseline(results, group, measure)
             if group is over or ratio is None or ratio.interval is None:
                 continue
             told = quantities.comparison(ratio, "ratio")

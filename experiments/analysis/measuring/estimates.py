@@ -13,7 +13,7 @@ def estimate_of(results: Results, group: Group, measure: str) -> Estimate:
     return Estimate(tuple(results.values(group, measure).values()))
 
 
-def speedup_over_sgd(results: Results, group: Group, measure: str) -> Comparison | None:
+def speedup_over_baseline(results: Results, group: Group, measure: str) -> Comparison | None:
     """The baseline's time over the group's, paired by seed; None without one group of it."""
     baseline = results.baseline()
     if baseline is None:

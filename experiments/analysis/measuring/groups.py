@@ -23,6 +23,7 @@ from experiments.runs.deciding import LATER_KEYS, is_cosmetic
 
 # Values that a seed's run takes over from another run of the same seed (`experiments.runs.replay`).
 PER_SEED_KEYS = ("schedule.source_key", "schedule.multipliers")
+_DEFAULT_ROLES = {"baseline": "sgd"}
 DISPLAY_NAMES = {
     "sgd": "SGD",
     "adam": "Adam",
@@ -123,7 +124,7 @@ class Results:
         """The groups of an arm or optimizer: none, one, or one per config."""
         return tuple(group for group in self.groups if group.contestant == contestant)
 
-    def role(self, role: str, default: str | None = None) -> str | None:
+    def role(self, role: str) -> str | None:
         """Name of the contestant that plays a part, from `experiment.<role>` of the configs.
 
         In a family that does not have it, its leader plays the part.
@@ -131,12 +132,14 @@ class Results:
         Args:
             role: `baseline` (what speed-ups and gains are over) or `subject` (what the experiment
                 is about).
-            default: where the configs name none, or disagree.
+
+        Returns:
+            Its name; where the configs name none or disagree, SGD as the baseline, else None.
         """
         runs = [run for group in self.groups for run in group.runs]
         named = {run.config.get("experiment", {}).get(role) for run in runs}
         (name,) = named if len(named) == 1 else (None,)
-        name = default if name is None else str(name)
+        name = _DEFAULT_ROLES.get(role) if name is None else str(name)
         if name is not None and self.family and name not in self.family:
             return self.family[0]
         return name
@@ -194,7 +197,7 @@ class Results:
 
     def baseline(self) -> Group | None:
         """The group of the baseline, SGD unless the configs name another, if it is one group."""
-        groups = self.of_contestant(self.role("baseline", "sgd") or "")
+        groups = self.of_contestant(self.role("baseline") or "")
         return groups[0] if len(groups) == 1 else None
 
     def subject(self) -> Group | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.analysis.judging.verdicts import Verdict
 from experiments.analysis.measuring.curves import AXES, METRICS, Axis, curve
-from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_baseline
 from experiments.analysis.measuring.groups import Group, Results
 
 # What stands in `table.csv`, one block of columns per measure.
@@ -40,14 +40,14 @@ def results_csv(all_results: Sequence[Results]) -> str:
             config = "; ".join(f"{key}={value}" for key, value in group.differs)
             row: list[object] = [results.experiment, results.scale, group.contestant, config]
             row += [len(group.ended), group.status_counts, results.target or ""]
-            row += [results.role("baseline", "sgd")]
+            row += [results.role("baseline")]
             for measure in CSV_MEASURES:
                 value = estimate_of(results, group, measure)
                 median = value.median if value.n else None
                 row += [_bare(value.mean), _bare(value.half_width), _bare(median)]
                 row += [value.n, value.misses]
             for measure in _SPEEDUPS:
-                ratio = speedup_over_sgd(results, group, measure)
+                ratio = speedup_over_baseline(results, group, measure)
                 bounds = ratio.interval if ratio else None
                 row += [_bare(ratio.centre if ratio else None)]
                 row += [

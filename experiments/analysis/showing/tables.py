@@ -18,7 +18,7 @@ from experiments.analysis.judging.settling import Effect
 from experiments.analysis.judging.verdicts import Verdict
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.contrasts import LOSS, TOP1, difference, share_of_gain
-from experiments.analysis.measuring.estimates import estimate_of, speedup_over_sgd
+from experiments.analysis.measuring.estimates import estimate_of, speedup_over_baseline
 from experiments.analysis.measuring.groups import Group, Results, display_name
 from experiments.analysis.measuring.measures import measure_named
 
@@ -84,8 +84,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
     def speedup(header: str, measure: str) -> _Column:
         return _Column(header, 15, lambda group: _speedup_cell(results, group, measure))
 
-    over = results.role("baseline")
-    base = "SGD" if over is None else display_name(over)
+    base = display_name(results.role("baseline") or "")
     tables: tuple[Table, ...] = (
         table(
             f"Accuracy and loss ({where}; mean ± half width of the 95 % t-interval)",
@@ -133,6 +132,8 @@ def result_tables(results: Results) -> tuple[Table, ...]:
     def minus_subject(header: str, measure: str) -> _Column:
         return _difference(results, subject, header, measure)
 
+    shared = any(share_of_gain(results, group) is not None for group in results.groups)
+    share = _Column("share of its gain", 10, lambda group: _share_cell(results, group))
     return (
         *tables,
         table(
@@ -140,7 +141,7 @@ def result_tables(results: Results) -> tuple[Table, ...]:
             (
                 minus_subject("final top-1, points", TOP1),
                 minus_subject("final train loss", LOSS),
-                _Column("share of its gain", 10, lambda group: _share_cell(results, group)),
+                *([share] if shared else []),
             ),
             label_width=28,
         ),
@@ -238,9 +239,9 @@ def _speedup_cell(results: Results, group: Group, measure: str) -> str:
         return quantities.NOTHING
     if results.baseline() is group:
         return "1 (by definition)"
-    ratio = speedup_over_sgd(results, group, measure)
+    ratio = speedup_over_baseline(results, group, measure)
     if ratio is None:
-        name = results.role("baseline", "sgd") or ""
+        name = results.role("baseline") or ""
         few = len(results.of_contestant(name)) == 0
         return f"no {display_name(name)} run" if few else f"several {display_name(name)} configs"
     return quantities.comparison(ratio, "ratio")

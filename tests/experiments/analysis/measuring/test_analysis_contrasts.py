@@ -157,6 +157,17 @@ def test_each_family_is_compared_with_its_own(tmp_path: Path) -> None:
     assert found == {"slow": "slow", "warm": "slow", "mlbfgs": "mlbfgs", "mlbfgs_gamma": "mlbfgs"}
 
 
+def test_speedups_are_named_after_what_they_are_over(tmp_path: Path) -> None:
+    """Where no baseline is named it is SGD, in a family without it the leader."""
+    figures = {"mlbfgs": ["mlbfgs", "mlbfgs_gamma"], "sgd": ["sgd", "sgd_decay"]}
+    finals = {name: FINALS["mlbfgs"] for names in figures.values() for name in names}
+    families = results_of(tmp_path, finals, figures=figures, subject="mlbfgs").families()
+    headers = [result_tables(family)[1].columns[5] for family in families]
+    assert headers == ["speed-up over mL-BFGS, steps", "speed-up over SGD, steps"]
+    for family in families:
+        assert result_tables(family)[-1].columns[-1] == "final train loss"  # no gain to share
+
+
 def test_figures_that_share_a_contestant_are_one_family(tmp_path: Path) -> None:
     shared = {"third": ["warm", "mlbfgs"]}
     joined = results_of(tmp_path / "a", FINALS, figures={**FAMILIES, **shared})
