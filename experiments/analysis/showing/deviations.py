@@ -132,7 +132,8 @@ def measured(contrast: Contrast, all_results: Sequence[Results]) -> tuple[str, s
         (subject,), (reference,) = pair
         comparison = compare_groups(results, subject, reference, METRIC)
         text = quantities.comparison(comparison, "percent")
-        effects.append(f"{results.scale}: {text}, n = {comparison.n}")
+        counted = f", n = {comparison.n}" if comparison.interval else ""  # else the text says it
+        effects.append(f"{results.scale}: {text}{counted}")
         runs.append(f"{_keys(subject)}; {_keys(reference)}")
     return ("; ".join(effects), "; ".join(runs)) if effects else None
 

@@ -158,6 +158,13 @@ def test_effect_is_read_from_the_runs(tmp_path: Path) -> None:
     assert (tmp_path / "docs/deviations.md").read_text() == text
 
 
+def test_effect_of_one_seed_says_so_once(tmp_path: Path) -> None:
+    runs = [FakeRun(arm="a", top1=(1.0, 2.0, 93.0)), FakeRun(arm="b", settings={"lr": 0.2})]
+    write_runs(tmp_path, *runs)
+    found = measured(Contrast("toy", "a", "b"), group_runs(load_runs(tmp_path, "toy")))
+    assert found is not None and found[0] == "reduced: 2.00 (n = 1)"
+
+
 def test_effect_of_a_contestant_under_two_configs_is_not_computed(tmp_path: Path) -> None:
     runs = [FakeRun(arm="a", settings={"lr": lr}) for lr in (0.1, 0.2)]
     write_runs(tmp_path, *runs, FakeRun(arm="b"))
