@@ -10,7 +10,7 @@ from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.comparison import Comparison
 from experiments.analysis.measuring.contrasts import TOP1, difference, gain_lines
 from experiments.analysis.measuring.estimates import estimate_of, speedup_over_baseline
-from experiments.analysis.measuring.groups import Group, Results
+from experiments.analysis.measuring.groups import Group, Results, display_name
 from experiments.analysis.measuring.statistics import Estimate
 
 
@@ -53,7 +53,8 @@ def _best(results: Results) -> list[str]:
         )
 
     what = "mean" if every else "median"
-    text = f"highest {what} final top-1: {best.label}, {told(best)}"
+    scope = f" of {display_name(results.family[0])} and those beside it" if results.family else ""
+    text = f"highest {what} final top-1{scope}: {best.label}, {told(best)}"
     if baseline in known and baseline is not best:
         text += f"; the baseline {baseline.label} has {told(baseline)}"
     return [text]
