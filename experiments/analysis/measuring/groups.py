@@ -8,14 +8,13 @@ key differs from which in what.
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from experiments.analysis.measuring import remarks
 from experiments.analysis.measuring.measures import Target, measure_named, target_of
 from experiments.analysis.measuring.runs import SCALES, STATUSES, Run, RunSet
 from experiments.errors import UserError
@@ -237,14 +236,15 @@ def group_runs(found: RunSet) -> tuple[Results, ...]:
 
 def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
     groups: list[Group] = []
-    lines = [*problems, *(line for run in runs for line in _remarks(run))]
+    lines = [*problems, *(line for run in runs for line in remarks.of_run(run))]
     for contestant in sorted({run.contestant for run in runs}, key=_position):
         variants = _variants([run for run in runs if run.contestant == contestant])
         groups += variants
         if len(variants) > 1:
             lines.append(_conflict(variants))
     target, complaint = _common_target(runs)
-    lines += [line for line in (complaint, _several_machines(runs)) if line]
+    lines += [complaint] if complaint else []
+    lines += [*remarks.of_machines(runs), *remarks.of_seconds([group.runs for group in groups])]
     return Results(runs[0].experiment, runs[0].scale, tuple(groups), target, tuple(lines))
 
 
@@ -298,26 +298,6 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _remarks(run: Run) -> Iterator[str]:
-    """What a reader must know about a run that is not simply done."""
-    if run.status == "running":
-        yield f"{run.name}: running, or killed without a trace; not counted"
-    elif run.status == "refused":
-        yield f"{run.name}: refused ({run.message}); not counted"
-    elif run.status in ("timeout", "crashed"):
-        reason = f" ({run.message})" if run.message else ""
-        yield f"{run.name}: {run.status}{reason}; a miss of its target, no final values"
-    elif run.status == "diverged":
-        reason = f" ({run.message})" if run.message else ""
-        evaluated = measure_named("final_top1")(run) != -math.inf
-        counted = "its last evaluated accuracy" if evaluated else "none: below every other"
-        yield f"{run.name}: diverged{reason}; counts with {counted}"
-    elif not run.epochs:
-        yield f"{run.name}: done, but without an epoch record; has no values"
-    if run.torn:
-        yield f"{run.name}: the last line of metrics.jsonl is torn and left out"
-
-
 def _conflict(variants: Sequence[Group]) -> str:
     first = variants[0]
     told = "; ".join(
@@ -335,16 +315,6 @@ def _shown(value: Any) -> str:
     """A config value in a message: 1e30 and not its 31 digits."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"{value:.10g}" if is_number else str(value)
-
-
-def _several_machines(runs: Sequence[Run]) -> str:
-    counts = Counter(run.machine for run in runs)
-    if len(counts) < 2:
-        return ""
-    told = "; ".join(
-        f"{machine}: {count} of {len(runs)} runs" for machine, count in sorted(counts.items())
-    )
-    return f"several machines ({told}): seconds of one are not to be compared with those of another"
 
 
 def _common_target(runs: Sequence[Run]) -> tuple[Target | None, str]:

@@ -141,6 +141,19 @@ def test_seconds_of_several_machines_are_not_compared_in_silence(tmp_path):
     assert "seconds" in line
 
 
+def test_seconds_of_a_busy_machine_are_called_rough(tmp_path):
+    """Seeds of a config do equal work; a machine's seconds are compared with its own alone."""
+    quick = {"cpu": "quick", "threads": 1}
+    steady = [FakeRun("sgd", seed, seconds_per_epoch=10.0 + seed) for seed in range(3)]
+    other = FakeRun("sgd", 3, seconds_per_epoch=1.0, hardware=quick)
+    (results,) = grouped(write_runs(tmp_path / "steady", *steady, other))
+    assert not any("rough" in line for line in results.problems)
+    shaken = [FakeRun("adam", seed, seconds_per_epoch=10.0 + 3 * seed) for seed in range(3)]
+    (results,) = grouped(write_runs(tmp_path / "shaken", *steady, *shaken))
+    (line,) = results.problems
+    assert "up to 1.6 times as long as others (adam; more than 1.25 times in 1 of 2" in line
+
+
 def test_scales_are_kept_apart(tmp_path):
     write_runs(tmp_path, FakeRun(scale="smoke"), FakeRun(scale="full"))
     assert [results.scale for results in grouped(tmp_path)] == ["full", "smoke"]

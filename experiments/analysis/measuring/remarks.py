@@ -1,0 +1,76 @@
+"""What a reader must know about runs besides their numbers, a line each."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.runs import Run
+
+# Seeds of one contestant on one machine do the same work: on an idle one their seconds agree to a
+# tenth.
+_STEADY = 1.25
+
+
+def of_run(run: Run) -> Iterator[str]:
+    """What is to be known about a run that is not simply done."""
+    if run.status == "running":
+        yield f"{run.name}: running, or killed without a trace; not counted"
+    elif run.status == "refused":
+        yield f"{run.name}: refused ({run.message}); not counted"
+    elif run.status in ("timeout", "crashed"):
+        reason = f" ({run.message})" if run.message else ""
+        yield f"{run.name}: {run.status}{reason}; a miss of its target, no final values"
+    elif run.status == "diverged":
+        reason = f" ({run.message})" if run.message else ""
+        evaluated = measure_named("final_top1")(run) != -math.inf
+        counted = "its last evaluated accuracy" if evaluated else "none: below every other"
+        yield f"{run.name}: diverged{reason}; counts with {counted}"
+    elif not run.epochs:
+        yield f"{run.name}: done, but without an epoch record; has no values"
+    if run.torn:
+        yield f"{run.name}: the last line of metrics.jsonl is torn and left out"
+
+
+def of_machines(runs: Sequence[Run]) -> Iterator[str]:
+    """That runs come from several machines, if they do.
+
+    Args:
+        runs: of one experiment and scale.
+    """
+    counts = Counter(run.machine for run in runs)
+    if len(counts) < 2:
+        return
+    told = "; ".join(
+        f"{machine}: {count} of {len(runs)} runs" for machine, count in sorted(counts.items())
+    )
+    yield f"several machines ({told}): seconds of one are not to be compared with those of another"
+
+
+def of_seconds(seeds: Sequence[Sequence[Run]]) -> Iterator[str]:
+    """That the machine was not steady, if the seconds of an epoch show it.
+
+    Args:
+        seeds: runs of equal work, such as the seeds of one config.
+    """
+    measure = measure_named("seconds_per_epoch")
+    ratios: dict[str, float] = {}
+    for runs in seeds:
+        by_machine: dict[str, list[float]] = {}
+        for run in runs:
+            seconds = measure(run)
+            if seconds:
+                by_machine.setdefault(run.machine, []).append(seconds)
+        for found in by_machine.values():
+            name = runs[0].contestant
+            ratios[name] = max(ratios.get(name, 1.0), max(found) / min(found))
+    unsteady = {name: ratio for name, ratio in ratios.items() if ratio > _STEADY}
+    if unsteady:
+        worst = max(unsteady, key=unsteady.__getitem__)
+        yield (
+            "seconds are rough: on one machine, which was busy or changed its speed, an epoch took "
+            f"some seeds up to {unsteady[worst]:.1f} times as long as others ({worst}; more than "
+            f"{_STEADY:g} times in {len(unsteady)} of {len(ratios)} contestants)"
+        )
