@@ -154,6 +154,15 @@ def test_seconds_of_a_busy_machine_are_called_rough(tmp_path):
     assert "up to 1.6 times as long as others (adam; more than 1.25 times in 1 of 2" in line
 
 
+def test_seconds_of_unequal_work_are_not_compared(tmp_path):
+    """A run that diverged, and a contestant of one seed, tell nothing of the machine."""
+    gone = FakeRun("sgd", 1, status="diverged", seconds_per_epoch=99.0)
+    shaken = [FakeRun("adam", seed, seconds_per_epoch=10.0 + 3 * seed) for seed in range(3)]
+    (results,) = grouped(write_runs(tmp_path, FakeRun("sgd"), gone, *shaken))
+    (line,) = [line for line in results.problems if "rough" in line]
+    assert "(adam; more than 1.25 times in 1 of 1 contestants with several)" in line
+
+
 def test_scales_are_kept_apart(tmp_path):
     write_runs(tmp_path, FakeRun(scale="smoke"), FakeRun(scale="full"))
     assert [results.scale for results in grouped(tmp_path)] == ["full", "smoke"]
