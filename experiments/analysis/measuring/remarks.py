@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from experiments.analysis.measuring.measures import measure_named
 from experiments.analysis.measuring.runs import Run
 
-# Seeds of one config on one machine do the same work. Of the committed runs those of an idle machine
-# differ by up to 1.1 times, the demonstration's, of a second each, by up to 1.22.
+# Seeds of one config on one machine do the same work. Of the committed runs those of an idle
+# machine differ by up to 1.1 times, the demonstration's, of a second each, by up to 1.22.
 _STEADY = 1.25
 
 
