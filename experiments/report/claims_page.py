@@ -43,6 +43,7 @@ class Row:
         shown: our number at a scale that may not judge the claim; "" without one.
         sort_ours: what it sorts by.
         cost: of the runs, in words; predicted where nothing was run.
+        cost_source: what a prediction rests on; "" where the runs tell the cost.
         cost_s: seconds; None where unknown.
         files: the run directories, or the file of findings, relative to the results directory.
         page: of the experiment; "" where it has none.
@@ -59,6 +60,7 @@ class Row:
     shown: str
     sort_ours: str
     cost: str
+    cost_source: str
     cost_s: float | None
     files: tuple[str, ...]
     page: str
@@ -150,9 +152,11 @@ def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
         files = (findings,)
     cost_s = material.training_seconds(judgement.runs)
     cost = quantities.NOTHING if cost_s is None else quantities.duration(cost_s)
+    cost_source = ""
     if judgement.outcome == "not run" and judgement.predicted_cost_s is not None:
         cost_s = judgement.predicted_cost_s
         cost = f"about {quantities.duration(cost_s)}"
+        cost_source = judgement.predicted_from
     ours = ours_in_words(claim, judgement)
     exact = theory and judgement.low == judgement.high
     if theory:
@@ -171,6 +175,7 @@ def _row(material: Material, claim: JudgedClaim, judgement: Judgement) -> Row:
         shown=_shown(claim),
         sort_ours="" if judgement.centre is None else f"{judgement.centre:.6g}",
         cost=cost,
+        cost_source=cost_source,
         cost_s=cost_s,
         files=files,
         page=page,

@@ -33,6 +33,7 @@ from experiments.analysis.judging.costs import (
 from experiments.analysis.judging.theory import judge_theory, load_subjects
 from experiments.analysis.judging.verdicts import Verdict, judge, zone_of
 from experiments.analysis.measuring.groups import Results, group_runs
+from experiments.analysis.measuring.quantities import steady
 from experiments.analysis.measuring.runs import SCALES, load_runs
 
 THEORY = "theory"
@@ -223,7 +224,6 @@ def _judgement_as_json(judgement: Judgement, results_dir: Path) -> dict[str, Any
 
 
 def _number(value: float | None) -> float | str | None:
-    """Nine significant digits: the last bits of a processor shall not change a file."""
     if value is None:
         return None
-    return float(f"{value:.9g}") if math.isfinite(value) else repr(value)
+    return steady(value) if math.isfinite(value) else repr(value)

@@ -79,6 +79,14 @@ def comparison(value: Comparison, kind: str) -> str:
     return f"{text} {interval(value.interval, kind)}"
 
 
+def steady(value: float) -> float:
+    """Nine significant digits of a number: the last bits of a processor shall change no file.
+
+    Files hold these, and what is printed is rounded from these, so that both show the same digits.
+    """
+    return float(f"{value:.9g}")
+
+
 def signed(value: float, kind: str) -> str:
     """Print a difference with its sign."""
     text = number(value, kind)
@@ -112,7 +120,7 @@ def _mean(mean: float, half_width: float | None, kind: str) -> str:
 
 
 def _print(value: float, kind: str, decimals: int) -> str:
-    scaled = value / 2**20 if kind == "bytes" else value
+    scaled = steady(value / 2**20 if kind == "bytes" else value)
     text = f"{scaled:.4g}" if kind in ("plain", "flag") else f"{scaled:.{decimals}f}"
     return text.replace("-", MINUS)
 

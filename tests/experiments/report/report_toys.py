@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,11 @@ speed: {<<: *base, optimizer: mlbfgs, row: X-F2, paper: SLIM-QN, metric: steps_t
    kind: speedup}
 mine: {<<: *base, optimizer: mlbfgs, row: C, paper: ours, experiment: never}
 """
+WORK = {"epochs": 1, "steps": 10, "flops": 1e9, "seconds": 60.0}
+PREDICTIONS = {
+    "machine": "a fast machine",
+    "runs": {"never": {"full": {"mlbfgs": WORK, "sgd": WORK}}},
+}
 ROLES = {"baseline": "sgd", "figures": {"quasi_newton": ["mlbfgs", "sgd"], "rest": ["adam"]}}
 TOP1 = {"mlbfgs": (93.0, 94.0, 95.0), "sgd": (91.0, 91.5, 92.5)}  # differences 2, 2.5, 2.5
 
@@ -45,6 +51,7 @@ def write_results(folder: Path) -> Path:
     """Runs, registry, judged claims: everything that a report needs."""
     write_runs(folder, *toy_runs())
     (folder / "claims.yaml").write_text(CLAIMS)
+    (folder / "predictions.json").write_text(json.dumps(PREDICTIONS))
     (folder / "summary").mkdir()
     write_registry(folder, folder / "claims.yaml")
     return folder

@@ -152,6 +152,13 @@ def test_comparison_in_words():
     assert quantities.signed(0.5, "percent") == "+0.50"
 
 
+@pytest.mark.parametrize("kind", ["percent", "seconds", "loss"])
+def test_a_number_and_its_copy_in_a_file_are_printed_alike(kind):
+    value = math.nextafter(8.085, 0) if kind != "loss" else math.nextafter(0.00125, 0)
+    assert quantities.steady(value) != value
+    assert quantities.number(value, kind) == quantities.number(quantities.steady(value), kind)
+
+
 def read_csv(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
