@@ -289,14 +289,19 @@ def _verdict_words(judgement: Judgement) -> str:
         return f"{text}; {more.reason}"
     cost = verdict.more_cost_s
     price = "" if cost is None else f" (about {quantities.duration(cost)} of training)"
-    return f"{text}; {more.seeds} more seeds{price}: {more.reason}"
+    seeds = "seed" if more.seeds == 1 else "seeds"
+    return f"{text}; {more.seeds} more {seeds}{price}: {more.reason}"
 
 
 def _contradictions(entries: Sequence[Entry]) -> list[str]:
     by_id = {entry.claim.id: entry for entry in entries}
-    lines = []
+    lines, told = [], set()
     for entry in entries:
         for other in entry.claim.contradicts:
+            pair = frozenset((entry.claim.id, other))
+            if pair in told:
+                continue
+            told.add(pair)
             lines.append(
                 f"- `{entry.claim.id}` ({_at_all_scales(entry)}) and `{other}` "
                 f"({_at_all_scales(by_id[other])})"
