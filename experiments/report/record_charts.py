@@ -6,7 +6,7 @@ seeds. Of the gradient of the whole training set there are few records, so every
 
 from __future__ import annotations
 
-from experiments.analysis.measuring.curvature import trace
+from experiments.analysis.measuring.curvature import Trace, trace
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.pl import PlTrace, pl_trace
 from experiments.analysis.showing.palette import look_of
@@ -29,9 +29,16 @@ DECADES = 30.0  # a quantity that spans more is drawn on a logarithmic axis
 
 
 def curvature_panels(results: Results, name: str) -> list[Panel]:
-    """The curvature records against steps: median over blocks and seeds, smallest to largest."""
-    groups = [group for group in results.groups if any(run.curvature for run in group.ended)]
-    return [_curvature_panel(results, field, name) for field in CURVATURE] if groups else []
+    """The curvature records against steps: median over blocks and seeds, smallest to largest.
+
+    A quantity that no run recorded has no panel.
+    """
+    panels = []
+    for field in CURVATURE:
+        traces = {group: trace(group.ended, field) for group in results.groups}
+        if any(steps.size for steps, *_ in traces.values()):
+            panels.append(_curvature_panel(results, traces, field, name))
+    return panels
 
 
 def gradient_panels(results: Results, name: str) -> list[Panel]:
@@ -82,8 +89,7 @@ def _gradient_panel(
     return Panel("epoch", field, svg.panel(f"{name}-{field}", alt, frame, "".join(body)))
 
 
-def _curvature_panel(results: Results, field: str, name: str) -> Panel:
-    traces = {group: trace(group.ended, field) for group in results.groups}
+def _curvature_panel(results: Results, traces: dict[Group, Trace], field: str, name: str) -> Panel:
     found = [entry for entry in traces.values() if entry[0].size]
     values = [float(v) for _, _, low, high in found for v in (*low, *high)]
     damped = {}

@@ -191,6 +191,18 @@ def test_identity_until_the_first_accepted_pair():
     assert optimizer.curvature_records()[0]["skipped"] == 3
 
 
+def test_the_record_of_the_first_pair_tells_of_the_gradient_to_the_last_bit():
+    start, gradient = noisy_quadratic()
+    params = parameters(start)
+    optimizer = MLBFGS(params, lr=0.01, betas=0.9, update_interval=5, blocks=2)
+    run(optimizer, params, gradient, 10)
+    for record in optimizer.curvature_records():
+        assert record["pairs"] == 1
+        assert record["direction_over_gradient"] == record["hessian_over_gradient"] == 1.0
+    run(optimizer, params, gradient, 5, 11)
+    assert all(record["hessian_over_gradient"] != 1.0 for record in optimizer.curvature_records())
+
+
 def test_records_agree_with_vectors():
     start, gradient = noisy_quadratic()
     params = parameters(start)

@@ -7,12 +7,16 @@ gradient descent with momentum and another step length, whatever its name.
 The words have thresholds, all of them here: `PARALLEL` and `OBLIQUE` for the median of cos(d, g)
 (an angle below 18 degrees, and one of at most 60), `GROWTH` for the factor between the γ of the
 first and of the last pair from which on its change is worth a word.
+
+The record of the first pair tells of a step that was taken before it: d is still g. Such directions,
+whose H is the identity, are left out of everything that is said or drawn of d.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +27,16 @@ PARALLEL = 0.95
 OBLIQUE = 0.5
 GROWTH = 1.5
 
+Trace = tuple[FloatArray, FloatArray, FloatArray, FloatArray]
+
+_OF_DIRECTION = ("cos_direction_gradient", "direction_over_gradient", "cos_hessian_gradient")
+
 
 @dataclass(frozen=True)
 class CurvatureSummary:
     """Medians over all curvature records of all seeds of a group; NaN where never recorded.
+
+    What is said of directions leaves those out that were taken before the first pair.
 
     Attributes:
         records: number of records.
@@ -104,7 +114,7 @@ def summarise_curvature(group: Group) -> CurvatureSummary | None:
     records = [record for run in group.ended for record in run.curvature]
     if not records:
         return None
-    cosine = _recorded(series(records, "cos_direction_gradient"))
+    cosine = _recorded(_values(records, "cos_direction_gradient"))
     return CurvatureSummary(
         records=len(records),
         blocks=len({record["block"] for record in records}),
@@ -112,14 +122,14 @@ def summarise_curvature(group: Group) -> CurvatureSummary | None:
         accepted_percent=_share(series(records, "accepted")),
         cosine=_median(cosine),
         uphill_percent=_share((cosine < 0).astype(np.float64)) if cosine.size else float("nan"),
-        length_ratio=_median(series(records, "direction_over_gradient")),
+        length_ratio=_median(_values(records, "direction_over_gradient")),
         gamma=_median(series(records, "gamma")),
         mu=_median(series(records, "mu")),
         mu_damped=_median(series(records, "mu_damped")),
         gamma_first=_gamma_at(group, 0),
         gamma_last=_gamma_at(group, -1),
         control=_control(group),
-        cosine_not_taken=_median(series(records, "cos_hessian_gradient")),
+        cosine_not_taken=_median(_values(records, "cos_hessian_gradient")),
     )
 
 
@@ -145,14 +155,14 @@ def _gamma_at(group: Group, place: int) -> float:
     return _median(series(values, "gamma"))
 
 
-def trace(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+def trace(runs: Sequence[Run], name: str) -> Trace:
     """A field of the curvature records along the steps, over blocks and seeds.
 
     Returns:
         Steps, median, minimum and maximum, float64, each of the length of the distinct steps.
     """
     records = [record for run in runs for record in run.curvature]
-    steps, values = series(records, "step"), series(records, name)
+    steps, values = series(records, "step"), _values(records, name)
     keep = np.isfinite(values)
     steps, values = steps[keep], values[keep]
     distinct = np.unique(steps)
@@ -163,6 +173,16 @@ def trace(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray, Float
         np.array([group.min() for group in groups]),
         np.array([group.max() for group in groups]),
     )
+
+
+def _values(records: Sequence[Mapping[str, Any]], name: str) -> FloatArray:
+    """A field of curvature records; of directions NaN where H was the identity."""
+    values = series(records, name)
+    if name in _OF_DIRECTION:
+        # exact: without a pair d = g, and no other H leaves the length of g to the last bit
+        identity = series(records, "hessian_over_gradient") == 1.0
+        values = np.where(identity, np.nan, values)
+    return values
 
 
 def _recorded(values: FloatArray) -> FloatArray:

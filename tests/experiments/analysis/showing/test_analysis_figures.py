@@ -17,6 +17,7 @@ from experiments.analysis.measuring.runs import load_runs
 from experiments.analysis.showing import figures, palette
 from experiments.contestants import CONFIG_DIR, arms, options
 from experiments.report.charts import training_panels
+from experiments.report.record_charts import curvature_panels
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 
@@ -253,6 +254,30 @@ def test_curvature_counts_damping_refusals_and_uphill_directions(tmp_path):
     assert summary.mu == 0.8
     assert "25 % of pairs were refused" in summary.words()
     assert "33 % of directions point uphill" in summary.words()
+
+
+def first_pair(step):
+    """The record of a step that was taken before the first pair: its direction is the gradient."""
+    same = dict.fromkeys(("cos_direction_gradient", "cos_hessian_gradient"), 1.0)
+    same |= dict.fromkeys(("direction_over_gradient", "hessian_over_gradient"), 1.0)
+    return curvature_record(step, pairs=1, mu=0.2, **same)
+
+
+def test_the_step_before_the_first_pair_tells_nothing_of_the_direction(tmp_path):
+    later = curvature_record(200, cos_direction_gradient=0.2, hessian_over_gradient=2.2)
+    run = FakeRun("slimqn", curvature=[first_pair(100), later])
+    group = results_of(tmp_path, run).groups[0]
+    summary = summarise_curvature(group)
+    assert (summary.cosine, summary.length_ratio, summary.mu) == (0.2, 2.2, pytest.approx(0.5))
+    assert trace(group.ended, "cos_direction_gradient")[0].tolist() == [200.0]
+    assert trace(group.ended, "mu")[0].tolist() == [100.0, 200.0]
+
+
+def test_a_run_that_ends_with_its_first_pair_has_no_direction(tmp_path):
+    results = results_of(tmp_path, FakeRun("slimqn", curvature=[first_pair(100)]))
+    assert summarise_curvature(results.groups[0]).words().endswith("; no direction was recorded")
+    assert [panel.metric for panel in curvature_panels(results, "toy")] == ["mu", "gamma"]
+    assert figures.curvature_figure(results) is not None
 
 
 def test_optimizer_without_curvature_has_no_summary(tmp_path):
