@@ -377,13 +377,12 @@ class MLBFGS(Optimizer):
         check_parameters(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         sizes = [p.numel() for p in params]
-        blocks, outside = assign_outside(self._blocks, self._outside, self._names(), sizes)
+        groups = [group_of[p] for p in params]
+        blocks, outside = assign_outside(self._blocks, self._outside, self._names(), sizes, groups)
         shared = shared_settings(self.param_groups)
         if self._collectives is None:
             self._collectives = collectives_for(params, *self._ranks)
-        layout = Layout(
-            params, [group_of[p] for p in params], blocks, self._collectives.spread, self._names()
-        )
+        layout = Layout(params, groups, blocks, self._collectives.spread, self._names())
         self._collectives.lay_out(layout)
         flat = FlatState(
             layout,

@@ -6,24 +6,32 @@ A policy is one of
 - an integer k: k blocks cut at layer boundaries, the largest as small as possible;
 - `"resblocks:r"`: r consecutive ResBlocks a block, the stem in the first and the classifier in the
   last (M: ResNet-18 in 4 blocks and ResNet-50 in 8 are both r = 2; block-wise SLIM-QN is r = 1);
+  another module between two of them joins the first;
 - a list of regular expressions: one block for each, a parameter goes to the first that matches its
   name (`re.search`), and every parameter must match one;
 - a callable `(names, sizes) -> list of block numbers`.
 
 Parameters whose names match one of the patterns `outside_blocks` are in no block; the policy is
 about the others. Every such pattern must match one.
+
+An integer and `"resblocks:r"` keep the parameters of a layer together however they are grouped, and
+several parameter groups get the blocks of one, as far as names and the order in each group tell the
+model's order (`mlbfgs.model_order`).
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from mlbfgs.model_order import model_order
 from mlbfgs.sharding import DISTRIBUTIONS, even_ranges, owners_of_blocks, ranges_of_owners
 
 Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
@@ -33,15 +41,20 @@ _RESBLOCK = re.compile(r"^(?:.*\.)?layer(\d+)\.(\d+)\.")
 
 
 def assign_blocks(
-    policy: BlockPolicy, names: Sequence[str] | None, sizes: Sequence[int]
+    policy: BlockPolicy,
+    names: Sequence[str] | None,
+    sizes: Sequence[int],
+    groups: Sequence[int] | None = None,
 ) -> list[int]:
     """The block number of every parameter.
 
     Args:
         policy: see the module's description.
-        names: the parameters' names in the model's order, or None if they have none (then only
-            None, an integer and a callable will do, and every parameter is a layer of its own).
+        names: the parameters' names, in each group in the model's order, or None if they have none
+            (then only None, an integer and a callable will do, and every parameter is a layer of
+            its own).
         sizes: how many numbers each has.
+        groups: number of the parameter group of each; None is one group.
 
     Returns:
         One number for each parameter, from 0 without gaps.
@@ -59,21 +72,27 @@ def assign_blocks(
             f"blocks={policy!r}: expected None, a number of blocks, 'resblocks:r', a list of "
             "regular expressions or a callable"
         )
+    groups = groups or [0] * len(sizes)
     if isinstance(policy, int):
-        layers = [_layer(name) for name in known] if names is not None else known
-        return _even(policy, layers, sizes)
+        if names is None:
+            return _even(policy, known, sizes, [0] * len(sizes))
+        return _even(policy, [_layer(name) for name in known], sizes, groups)
     if names is None:
         raise ValueError(
             f"blocks={policy!r} goes by parameter names: give the optimizer "
             "model.named_parameters() instead of model.parameters()"
         )
     if isinstance(policy, str):
-        return _resblocks(policy, known)
+        return _resblocks(policy, known, groups)
     return _by_pattern(policy, known)
 
 
 def assign_outside(
-    policy: BlockPolicy, outside: Sequence[str], names: Sequence[str] | None, sizes: Sequence[int]
+    policy: BlockPolicy,
+    outside: Sequence[str],
+    names: Sequence[str] | None,
+    sizes: Sequence[int],
+    groups: Sequence[int] | None = None,
 ) -> tuple[list[int], int | None]:
     """The block number of every parameter, with one more number for those in no block.
 
@@ -82,6 +101,7 @@ def assign_outside(
         outside: regular expressions (`re.search`) of parameters in no block.
         names: as in `assign_blocks`.
         sizes: as in `assign_blocks`.
+        groups: as in `assign_blocks`.
 
     Returns:
         One number for each parameter, and the last number if it stands for "in no block".
@@ -90,7 +110,7 @@ def assign_outside(
         ValueError: as in `assign_blocks`; a pattern matches nothing, or everything is outside.
     """
     if not outside:
-        return assign_blocks(policy, names, sizes), None
+        return assign_blocks(policy, names, sizes, groups), None
     if isinstance(outside, str):
         raise ValueError(
             f"outside_blocks={outside!r}: expected a list of regular expressions, as [{outside!r}]"
@@ -116,7 +136,12 @@ def assign_outside(
         raise ValueError(
             f"outside_blocks={list(outside)!r} match every parameter: nothing is left for a block"
         )
-    assigned = assign_blocks(policy, [names[i] for i in within], [sizes[i] for i in within])
+    assigned = assign_blocks(
+        policy,
+        [names[i] for i in within],
+        [sizes[i] for i in within],
+        None if groups is None else [groups[i] for i in within],
+    )
     number = max(assigned) + 1
     blocks = [number] * len(sizes)
     for i, block in zip(within, assigned, strict=True):
@@ -129,41 +154,35 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _even(k: int, layers: Sequence[str], sizes: Sequence[int]) -> list[int]:
+def _even(k: int, layers: Sequence[str], sizes: Sequence[int], groups: Sequence[int]) -> list[int]:
     """K runs of whole layers with the smallest possible largest run."""
-    runs: list[tuple[str, int]] = []  # neighbouring parameters of one layer stay together
-    for layer, size in zip(layers, sizes, strict=True):
-        if runs and runs[-1][0] == layer:
-            runs[-1] = (layer, runs[-1][1] + size)
-        else:
-            runs.append((layer, size))
-    if not 1 <= k <= len(runs):
+    totals: Counter[str] = Counter()
+    of_group: dict[int, list[str]] = {}
+    for layer, size, group in zip(layers, sizes, groups, strict=True):
+        totals[layer] += size
+        of_group.setdefault(group, []).append(layer)
+    order = model_order(list(of_group.values()), totals)
+    if not 1 <= k <= len(order):
         raise ValueError(
-            f"blocks={k}: this model can be cut into 1 to {len(runs)} blocks of layers"
+            f"blocks={k}: this model can be cut into 1 to {len(order)} blocks of layers"
         )
-    low, high = max(size for _, size in runs), sum(sizes)
+    runs = [totals[layer] for layer in order]
+    low, high = max(runs), sum(runs)
     while low < high:  # the smallest capacity that k blocks can hold, by bisection
         middle = (low + high) // 2
         if _fill(runs, middle, 1)[-1] < k:
             high = middle
         else:
             low = middle + 1
-    of_run = _fill(runs, low, k)
-    blocks: list[int] = []
-    run = -1
-    previous = None
-    for layer in layers:
-        if layer != previous:
-            run, previous = run + 1, layer
-        blocks.append(of_run[run])
-    return blocks
+    block_of = dict(zip(order, _fill(runs, low, k), strict=True))
+    return [block_of[layer] for layer in layers]
 
 
-def _fill(runs: Sequence[tuple[str, int]], capacity: int, at_least: int) -> list[int]:
+def _fill(runs: Sequence[int], capacity: int, at_least: int) -> list[int]:
     """Fill blocks one after the other; open a new one early where layers would not suffice."""
     blocks: list[int] = []
     block, filled = 0, 0
-    for i, (_, size) in enumerate(runs):
+    for i, size in enumerate(runs):
         left, missing = len(runs) - i, at_least - 1 - block
         if blocks and (filled + size > capacity or (missing > 0 and left <= missing)):
             block, filled = block + 1, 0
@@ -172,22 +191,53 @@ def _fill(runs: Sequence[tuple[str, int]], capacity: int, at_least: int) -> list
     return blocks
 
 
-def _resblocks(policy: str, names: Sequence[str]) -> list[int]:
+def _resblocks(policy: str, names: Sequence[str], groups: Sequence[int]) -> list[int]:
     match = re.fullmatch(r"resblocks:([1-9]\d*)", policy)
     if match is None:
         raise ValueError(f"blocks={policy!r}: the policy by name is 'resblocks:r' with r >= 1")
     per_block = int(match.group(1))
-    found = [m.groups() if (m := _RESBLOCK.match(name)) else None for name in names]
-    resblocks = list(dict.fromkeys(key for key in found if key is not None))
-    if not resblocks:
+    keys = [(int(m[1]), int(m[2])) if (m := _RESBLOCK.match(name)) else None for name in names]
+    number = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}))}
+    if not number:
         raise ValueError(
             f"blocks={policy!r}: no parameter is named like layer1.0.conv1.weight, as ResNets' are"
         )
-    number = {key: i // per_block for i, key in enumerate(resblocks)}
-    blocks: list[int] = []
-    for key in found:  # what stands before the first ResBlock joins it, what follows joins the last
-        blocks.append(number[key] if key is not None else (blocks[-1] if blocks else 0))
-    return blocks
+    found = [None if key is None else number[key] for key in keys]
+    others = [_layer(name) if at is None else None for name, at in zip(names, found, strict=True)]
+    # What stands before the first ResBlock joins it, what follows one joins it.
+    block_of: dict[str, int] = {}
+    for module in dict.fromkeys(m for m in others if m is not None):
+        after = _resblocks_before(module, others, found, groups, len(number))
+        blocks = {max(at, 0) // per_block for at in after}
+        if len(blocks) != 1:
+            raise ValueError(
+                f"blocks={policy!r}: the parameter groups do not tell where {module!r} stands "
+                "among the ResBlocks (a group with both would); give a list of regular "
+                "expressions or a callable instead"
+            )
+        (block_of[module],) = blocks
+    return [
+        block_of[module] if module is not None else cast(int, at) // per_block
+        for module, at in zip(others, found, strict=True)
+    ]
+
+
+def _resblocks_before(
+    module: str,
+    others: Sequence[str | None],
+    found: Sequence[int | None],
+    groups: Sequence[int],
+    count: int,
+) -> range:
+    """The ResBlocks that a module may directly follow, -1 for none: what all groups agree on."""
+    low, high = -1, count
+    for group in dict.fromkeys(groups):
+        here = [i for i, g in enumerate(groups) if g == group]
+        first = next((i for i in here if others[i] == module), None)
+        if first is not None:
+            low = max([low, *(at for i in here if i < first and (at := found[i]) is not None)])
+            high = min([high, *(at for i in here if i > first and (at := found[i]) is not None)])
+    return range(low, high)
 
 
 def _by_pattern(patterns: Sequence[str], names: Sequence[str]) -> list[int]:

@@ -137,3 +137,91 @@ def test_unknown_policies_by_name_are_refused(policy):
 def test_a_model_without_resblocks_is_told():
     with pytest.raises(ValueError, match="no parameter is named like"):
         plan(torch.nn.Linear(2, 2), "resblocks:2")
+
+
+# --- several parameter groups --------------------------------------------------------------------
+
+
+def split_by_decay(named):
+    """Weights, then biases and norms, as most training scripts split them."""
+    weights = [(name, p) for name, p in named if p.dim() >= 2]
+    return [weights, [(name, p) for name, p in named if p.dim() < 2]]
+
+
+def blocks_by_name(model, policy, groups):
+    made = MLBFGS([{"params": g} for g in groups], blocks=policy, history_size=1).plan()
+    return dict(zip(made.names, made.blocks, strict=True))
+
+
+@pytest.fixture(scope="module")
+def small_resnets():
+    basic, bottleneck = (
+        torchvision.models.ResNet(block, [2, 2, 2, 2], width_per_group=64, num_classes=10)
+        for block in (
+            torchvision.models.resnet.BasicBlock,
+            torchvision.models.resnet.Bottleneck,
+        )
+    )
+    return {"basic": basic, "bottleneck": bottleneck}
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+@pytest.mark.parametrize("policy", ["resblocks:2", "resblocks:1", 4, 7])
+@pytest.mark.parametrize("turned", [False, True])
+def test_blocks_do_not_depend_on_how_parameters_are_grouped(small_resnets, name, policy, turned):
+    model = small_resnets[name]
+    expected = plan(model, policy)
+    groups = split_by_decay(list(model.named_parameters()))
+    found = blocks_by_name(model, policy, reversed(groups) if turned else groups)
+    assert found == dict(zip(expected.names, expected.blocks, strict=True))
+
+
+def transformer():
+    torch.manual_seed(0)
+    model = torch.nn.Module()
+    model.token = torch.nn.Parameter(torch.zeros(1, 1, 8))
+    model.embed = torch.nn.Linear(5, 8)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    model.blocks = torch.nn.TransformerEncoder(layer, 12, enable_nested_tensor=False)
+    model.norm, model.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 3)
+    return model
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_even_blocks_of_two_groups_have_no_layer_in_two_and_follow_the_model(turned):
+    model = transformer()
+    groups = split_by_decay(list(model.named_parameters()))
+    found = blocks_by_name(model, 5, reversed(groups) if turned else groups)
+    of_layer = {}
+    for name, block in found.items():
+        of_layer.setdefault(name.rpartition(".")[0], set()).add(block)
+    assert all(len(blocks) == 1 for blocks in of_layer.values())
+    numbers = [min(of_layer[f"blocks.layers.{i}.linear1"]) for i in range(12)]
+    assert numbers == sorted(numbers) and set(found.values()) == set(range(5))
+    assert (found["embed.weight"], found["head.weight"]) == (0, 4)
+
+
+def test_groups_without_a_common_module_follow_one_another():
+    model = torch.nn.ModuleDict({f"layer_{c}": torch.nn.Linear(3, 3) for c in "abcd"})
+    named = list(model.named_parameters())
+    expected = plan(model, 2)
+    found = blocks_by_name(model, 2, [named[:6], named[6:]])
+    assert found == dict(zip(expected.names, expected.blocks, strict=True))
+
+
+def test_a_module_of_no_known_place_among_the_resblocks_is_refused(small_resnets):
+    named = list(small_resnets["basic"].named_parameters())
+    head = [(name, p) for name, p in named if name.startswith("fc")]
+    trunk = [(name, p) for name, p in named if not name.startswith("fc")]
+    with pytest.raises(ValueError, match=r"where 'fc' stands .* regular expressions or a callable"):
+        blocks_by_name(None, "resblocks:2", [trunk, head])
+    assert set(blocks_by_name(None, "resblocks:8", [trunk, head]).values()) == {0}
+    # the last stage and the classifier in one group is enough; so is the first for the stem
+    late = [(name, p) for name, p in named if name.startswith(("layer4", "fc"))]
+    early = [(name, p) for name, p in named if not name.startswith(("layer4", "fc"))]
+    found = blocks_by_name(None, "resblocks:2", [late, early])
+    assert (found["conv1.weight"], found["fc.bias"], found["layer4.0.conv1.weight"]) == (0, 3, 3)
+    # two groups that contradict each other
+    names = ["fc.weight", "layer1.0.weight", "layer2.0.weight", "layer2.0.bias", "fc.bias"]
+    with pytest.raises(ValueError, match="where 'fc' stands"):
+        assign_blocks("resblocks:1", names, [1] * 5, [0, 0, 0, 1, 1])
