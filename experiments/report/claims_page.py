@@ -23,6 +23,7 @@ _UNITS = {
     "seconds": " s",
     "bytes": " MiB",
     "mean_log_train_loss": " in log loss",
+    "mean_log_train_loss_before_drop": " in log loss",
     "final_train_loss": " in loss",
 }
 

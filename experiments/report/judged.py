@@ -41,6 +41,7 @@ class Judgement:
         high: upper end.
         n: number of runs or pairs of runs behind it.
         reason: why, where the outcome alone does not say it.
+        first_look: what the claim's own seeds alone say, in words; "" where it is the same.
         command: what would repeat or settle it.
         predicted_cost_s: of that command, seconds; None where unknown.
         predicted_from: what the prediction rests on.
@@ -58,6 +59,7 @@ class Judgement:
     high: float | None
     n: int
     reason: str
+    first_look: str
     command: str
     predicted_cost_s: float | None
     predicted_from: str
@@ -178,6 +180,7 @@ def _judgement(entry: Mapping[str, Any]) -> Judgement:
         high=_number(entry["high"]),
         n=int(entry["n"]),
         reason=str(entry["reason"]),
+        first_look=str(entry["first_look"]),
         command=str(entry["command"]),
         predicted_cost_s=_number(entry["predicted_cost_s"]),
         predicted_from=str(entry["predicted_from"]),

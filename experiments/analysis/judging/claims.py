@@ -53,6 +53,7 @@ _OPTIONAL = (
     "judged_at",
     "deterministic",
     "contradicts",
+    "presupposes",
     "command",
     "note",
 )
@@ -97,7 +98,9 @@ class Claim:
         rule: within, above or below.
         judged_at: the scales whose runs may give a verdict.
         deterministic: whether one run is exact, so that it needs no interval.
-        contradicts: ids of claims that cannot hold together with this one.
+        contradicts: ids of claims that point the other way.
+        presupposes: id of a claim of the same experiment without which this one says nothing; ""
+            if there is none.
         command: what would settle it; "" for the training runs themselves.
         note: whatever else a reader must know.
     """
@@ -118,6 +121,7 @@ class Claim:
     judged_at: tuple[str, ...]
     deterministic: bool
     contradicts: tuple[str, ...]
+    presupposes: str
     command: str
     note: str
 
@@ -182,13 +186,18 @@ def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:
     entries = _load(path)
     cells = {file.stem: _load(file) for file in sorted((path.parent / "paper").glob("*.yaml"))}
     claims = tuple(_parse(name, entry, cells, path) for name, entry in entries.items())
-    known = {claim.id for claim in claims}
+    known = {claim.id: claim for claim in claims}
     for claim in claims:
-        for other in claim.contradicts:
+        named = [("contradicts", other) for other in claim.contradicts]
+        named += [("presupposes", claim.presupposes)] if claim.presupposes else []
+        for key, other in named:
             if other not in known:
-                raise UserError(
-                    f"{path}, {claim.id}: contradicts {other!r}: {nearest(other, known)}"
-                )
+                raise UserError(f"{path}, {claim.id}: {key} {other!r}: {nearest(other, known)}")
+        if claim.presupposes and known[claim.presupposes].experiment != claim.experiment:
+            raise UserError(
+                f"{path}, {claim.id}: presupposes {claim.presupposes!r}, which is about "
+                f"{known[claim.presupposes].experiment}: a claim about {claim.experiment} is needed"
+            )
     return claims
 
 
@@ -242,6 +251,7 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
         judged_at=judged_at,
         deterministic=bool(entry.get("deterministic", False)),
         contradicts=tuple(entry.get("contradicts", ())),
+        presupposes=str(entry.get("presupposes", "")),
         command=str(entry.get("command", "")),
         note=" ".join(str(entry.get("note", "")).split()),
     )

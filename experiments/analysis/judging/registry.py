@@ -2,9 +2,9 @@
 
 `claims.json` is a list with one entry a claim: what the claim says (id, row, paper, place,
 statement, experiment, metric, kind, optimizer, reference, rule, margin, printed, zone, judged_at,
-contradicts, note) and its `judgements`, one a scale. A claim without runs at full scale has a
-judgement `not run` there, since full scale alone speaks for the paper. Infinite numbers are the
-strings "inf" and "-inf".
+contradicts, presupposes, note) and its `judgements`, one a scale. A claim without runs at full
+scale has a judgement `not run` there, since full scale alone speaks for the paper. Infinite numbers
+are the strings "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from experiments.analysis.judging.costs import (
     load_predictions,
 )
 from experiments.analysis.judging.theory import judge_theory, load_subjects
-from experiments.analysis.judging.verdicts import Verdict, judge, zone_of
+from experiments.analysis.judging.verdicts import Verdict, judge, judge_experiment, zone_of
 from experiments.analysis.measuring.groups import Results, group_runs
 from experiments.analysis.measuring.quantities import steady
 from experiments.analysis.measuring.runs import SCALES, load_runs
@@ -100,6 +100,7 @@ def judge_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> Reg
     }
     trained = dict.fromkeys(claim.experiment for claim in claims if claim.kind != "theory")
     results = {name: results_of(results_dir, name) for name in trained}
+    verdicts = [v for name in trained for v in judge_experiment(claims, name, results[name])]
     for folder in sorted((results_dir / "runs").glob("*")):
         if folder.name not in results and (found := results_of(results_dir, folder.name)):
             results[folder.name] = found
@@ -108,7 +109,8 @@ def judge_registry(results_dir: Path, claims_path: Path = DEFAULT_CLAIMS) -> Reg
         if claim.id in theory:
             judgements: tuple[Judgement, ...] = (Judgement(theory[claim.id], "", None),)
         else:
-            judgements = _judgements(claim, results[claim.experiment], predictions)
+            own = [verdict for verdict in verdicts if verdict.claim is claim]
+            judgements = _judgements(claim, own, results[claim.experiment], predictions)
         entries.append(Entry(claim, judgements))
     return Registry(tuple(entries), results, results_dir)
 
@@ -128,15 +130,13 @@ def write_json(registry: Registry, path: Path) -> None:
 
 
 def _judgements(
-    claim: Claim, results: Sequence[Results], predictions: Predictions
+    claim: Claim, verdicts: Sequence[Verdict], results: Sequence[Results], predictions: Predictions
 ) -> tuple[Judgement, ...]:
-    verdicts = [(judge(claim, entry), entry) for entry in results]
-    by_scale: dict[str, tuple[Verdict, Results | None]] = {
-        verdict.scale: (verdict, entry) for verdict, entry in verdicts
-    }
-    by_scale.setdefault("full", (judge(claim, None), None))
+    by_scale = {verdict.scale: verdict for verdict in verdicts}
+    by_scale.setdefault("full", judge(claim, None))
+    runs = {entry.scale: entry for entry in results}
     return tuple(
-        _judgement(*by_scale[scale], predictions=predictions)
+        _judgement(by_scale[scale], runs.get(scale), predictions=predictions)
         for scale in SCALES
         if scale in by_scale
     )
@@ -192,6 +192,7 @@ def _entry(entry: Entry, results_dir: Path) -> dict[str, Any]:
         "zone": {"low": _number(zone.low), "high": _number(zone.high)},
         "judged_at": list(claim.judged_at),
         "contradicts": list(claim.contradicts),
+        "presupposes": claim.presupposes,
         "note": claim.note,
         "judgements": [_judgement_as_json(each, results_dir) for each in entry.judgements],
     }
@@ -211,6 +212,7 @@ def _judgement_as_json(judgement: Judgement, results_dir: Path) -> dict[str, Any
         "high": _number(bounds.high if bounds else None),
         "n": effect.n if effect else 0,
         "paired": effect.paired if effect else None,
+        "first_look": verdict.after_a_look,
         "reason": verdict.reason,
         "command": verdict.command,
         "predicted_cost_s": _number(cost.seconds if cost else None),

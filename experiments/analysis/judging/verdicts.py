@@ -12,13 +12,18 @@ interval: *inconclusive*, with how many more seeds would settle it. No runs that
 claim: *not run*, with the command that would settle it. A verdict carries the scale of its runs,
 and speaks for no other. The effect of a claim about what happens (`share`) is the share of the
 seeds in which it happened.
+
+A claim that presupposes another ("damping prevents divergence": that there is one without it) is
+*inconclusive* in place of *reproduced* where the other is not reproduced at the same scale. Where
+more seeds than those of the claim came in, and its own alone say something else, the verdict tells
+what they say (`first_look`): who looks again and again finds a difference too easily.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from experiments.analysis.judging.claims import Claim
@@ -49,6 +54,7 @@ class Verdict:
         command: what would settle it; "" if it is settled.
         groups: the contestants that it was judged by, the subject first.
         more: the seeds that would settle it; None unless it is inconclusive and was judged by runs.
+        first_look: the outcome with the claim's own seeds alone; None where it is the same.
     """
 
     claim: Claim
@@ -59,11 +65,19 @@ class Verdict:
     command: str
     groups: tuple[Group, ...] = ()
     more: MoreSeeds | None = None
+    first_look: Outcome | None = None
 
     def __str__(self) -> str:
         if self.outcome == "not run":
             return f"not run (shown: {self.scale} scale)" if self.effect else "not run"
         return self.outcome if self.scale == "full" else f"{self.outcome} at {self.scale} scale"
+
+    @property
+    def after_a_look(self) -> str:
+        """In words what the claim's own seeds alone say, where that is something else."""
+        if self.first_look is None:
+            return ""
+        return f"{self.first_look} with seeds {', '.join(map(str, self.claim.seeds))} alone"
 
     @property
     def difference(self) -> float | None:
@@ -145,9 +159,18 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
         return Verdict(claim, results.scale, "not run", effect, reason, command, used)
     zone = zone_of(claim)
     decided = decide(effect.interval, zone, claim.rule)
-    more = more_seeds(effect, zone) if decided == "inconclusive" else None
-    open_command = "" if results.scale == "full" and decided != "inconclusive" else command
-    return Verdict(claim, results.scale, decided, effect, effect.reason, open_command, used, more)
+    first = decide(_first_effect(claim, results, groups).interval, zone, claim.rule)
+    return Verdict(
+        claim,
+        results.scale,
+        decided,
+        effect,
+        effect.reason,
+        "" if results.scale == "full" and decided != "inconclusive" else command,
+        used,
+        more_seeds(effect, zone) if decided == "inconclusive" else None,
+        None if first == decided else first,
+    )
 
 
 def judge_experiment(
@@ -161,11 +184,39 @@ def judge_experiment(
         results: its runs, one entry per scale; may be empty.
     """
     own = [claim for claim in claims if claim.experiment == experiment]
-    return tuple(judge(claim, entry) for entry in (results or (None,)) for claim in own)
+    judged = []
+    for entry in results or (None,):
+        by_id = {claim.id: judge(claim, entry) for claim in own}
+        judged += [_unless_presupposed(verdict, by_id) for verdict in by_id.values()]
+    return tuple(judged)
+
+
+def _unless_presupposed(verdict: Verdict, by_id: Mapping[str, Verdict]) -> Verdict:
+    """The verdict, withheld where it presupposes what is not reproduced."""
+    other = verdict.claim.presupposes
+    if verdict.outcome != "reproduced" or not other or by_id[other].outcome == "reproduced":
+        return verdict
+    reason = f"it presupposes {other}, which is {by_id[other]}"
+    return replace(
+        verdict,
+        outcome="inconclusive",
+        reason="; ".join(filter(None, (verdict.reason, reason))),
+        command=verdict.claim.settled_by(),
+        more=MoreSeeds(None, f"not by more seeds: {reason}"),
+    )
 
 
 def _judging_scale(claim: Claim, scale: str) -> str:
     return scale if scale in claim.judged_at else claim.judged_at[0]
+
+
+def _first_effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:
+    """The effect as the claim's own seeds have it; that of all seeds where they have no runs."""
+    first = [
+        replace(group, runs=tuple(run for run in group.runs if run.seed in claim.seeds))
+        for group in groups
+    ]
+    return _effect(claim, results, first if all(group.ended for group in first) else groups)
 
 
 def _effect(claim: Claim, results: Results, groups: Sequence[Group]) -> Effect:

@@ -5,8 +5,8 @@ are compared seed by seed, and the interval is that of the mean of the differenc
 not (`pairing`), the interval is Welch's, of the difference of two means. A speed-up is a ratio: its
 differences are those of logarithms, its interval is transformed back.
 
-A miss is infinite. If every seed misses on one side alone, the comparison is certain; if only some
-do, the median and its interval stand in for the mean from six seeds on.
+A miss is infinite: there is no mean, and from six seeds on the median and its interval stand in
+for it. With fewer, that every seed misses on one side alone is still too little for an interval.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def compare(
     if not seeds:
         return told(reason="no seed in common")
     if any(map(math.isinf, (*left, *right))):
-        return _with_misses(left, right, told, confidence)
+        return _with_misses(left, right, told)
     estimate = Estimate(tuple(a - b for a, b in zip(left, right, strict=True)), confidence)
     return told(
         middle=estimate.mean,
@@ -120,20 +120,15 @@ def _with_misses(
     left: Sequence[float],
     right: Sequence[float],
     told: Callable[..., Comparison],
-    confidence: float,
 ) -> Comparison:
     """Pairs of which some are infinite; both infinite may be any difference, from lowest on."""
     pairs = list(zip(left, right, strict=True))
     n, missed = len(pairs), sum(math.isinf(a) or math.isinf(b) for a, b in pairs)
-    reason = f"not computable: {missed} of {n} missed"
+    told = partial(told, missed=missed)
+    if n < MEDIAN_SEEDS:
+        return told(reason=f"not computable: {missed} of {n} missed")
     lowest = tuple(-math.inf if math.isinf(a) and a == b else a - b for a, b in pairs)
     highest = tuple(math.inf if math.isinf(a) and a == b else a - b for a, b in pairs)
-    told = partial(told, missed=missed)
-    certain = Estimate(lowest, confidence).interval if lowest == highest else None
-    if certain is not None:
-        return told(bounds=certain, reason=reason)
-    if n < MEDIAN_SEEDS:
-        return told(reason=reason)
     (low_middle, low), (high_middle, high) = median_interval(lowest), median_interval(highest)
     return told(
         middle=low_middle if low_middle == high_middle else None,
@@ -186,12 +181,16 @@ def _independent(
 
 
 def _certain(left: Estimate, right: Estimate) -> Interval | None:
-    """Infinity, where all of one side are infinite alike and none of the other is."""
-    if min(left.n, right.n) < 2:
+    """Infinity, where all of one side are infinite alike, none of the other is, and both are many.
+
+    Chance alone parts n_1 + n_2 runs so in 2 of `comb(n_1 + n_2, n_1)` ways: that must be rarer
+    than the interval may err.
+    """
+    if not left.n or 2 > (1 - CONFIDENCE) * math.comb(left.n + right.n, left.n):
         return None
     for side, other, sign in ((left, right, 1), (right, left, -1)):
-        if side.misses == side.n and side.interval is not None and not other.misses:
-            return Interval(sign * side.interval.low, sign * side.interval.low)
+        if side.misses == side.n and len(set(side.values)) == 1 and not other.misses:
+            return Interval(sign * side.values[0], sign * side.values[0])
     return None
 
 

@@ -8,8 +8,8 @@ The words have thresholds, all of them here: `PARALLEL` and `OBLIQUE` for the me
 (an angle below 18 degrees, and one of at most 60), `GROWTH` for the factor between the γ of the
 first and of the last pair from which on its change is worth a word.
 
-The record of the first pair tells of a step that was taken before it: d is still g. Such directions,
-whose H is the identity, are left out of everything that is said or drawn of d.
+The record of the first pair tells of a step that was taken before it: d is still g. Such
+directions, whose H is the identity, are left out of everything that is said or drawn of d.
 """
 
 from __future__ import annotations

@@ -158,10 +158,22 @@ def _mean_log_train_loss(run: Run) -> float | None:
     """Area under the log training loss over epochs, divided by their number: lower is faster."""
     if run.status == "diverged":
         return math.inf
-    values = _finite(run, "train_loss")
-    if not values.size or np.any(values <= 0):
-        return None
-    return float(np.mean(np.log(values)))
+    return _mean_log(_finite(run, "train_loss"))
+
+
+def _mean_log_train_loss_before_drop(run: Run) -> float | None:
+    """The same up to the first drop of the learning rate; of the whole run where it has none."""
+    if run.status == "diverged":
+        return math.inf
+    drop = stability.drop_epoch(run)
+    losses = run.epoch_series("train_loss")
+    if drop is not None:
+        losses = losses[run.epoch_series("epoch") <= drop]
+    return _mean_log(losses[np.isfinite(losses)])
+
+
+def _mean_log(values: FloatArray) -> float | None:
+    return float(np.mean(np.log(values))) if values.size and np.all(values > 0) else None
 
 
 def _to_target(field: str) -> Callable[[Run], float | None]:
@@ -195,6 +207,13 @@ MEASURES: dict[str, Measure] = {
         Measure("best_top1", "%", "percent", FINISHED, _accuracy(lambda v: v.max())),
         Measure("final_train_loss", "", "loss", FINISHED, _train_loss),
         Measure("mean_log_train_loss", "", "loss", FINISHED, _mean_log_train_loss),
+        Measure(
+            "mean_log_train_loss_before_drop",
+            "",
+            "loss",
+            FINISHED,
+            _mean_log_train_loss_before_drop,
+        ),
         Measure("steps_to_target", "steps", "count", ENDED, _to_target("step")),
         Measure("seconds_to_target", "s", "seconds", ENDED, _to_target("train_time_s")),
         Measure("seconds_per_epoch", "s", "seconds", FINISHED, _seconds_per_epoch),

@@ -21,6 +21,8 @@ from experiments.analysis.measuring.runs import FloatArray, Run, series
 
 # Steps between two step records that are compared: `train.log_interval` as the configs have it.
 RECORD_STEPS = 10
+# Second differences that a fluctuation of the accuracy needs.
+FEWEST = 8
 # Classes of the data sets whose config does not say it (a test compares with the data sets).
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100}
 
@@ -60,17 +62,21 @@ def failed_at_drop(run: Run) -> float | None:
 def top1_fluctuation(run: Run) -> float | None:
     """How much the test accuracy shakes from epoch to epoch before the drop, in points.
 
-    The sample standard deviation of the changes of `test_top1` from one evaluation to the next. A
-    steady rise does not count, because all its changes are equal.
+    The sample standard deviation of the second differences of `test_top1`, over √6: that of
+    independent noise around a curve that is straight from one evaluation to the one after the next.
+    Neither a rise nor its slow bending counts.
 
     Returns:
-        None with fewer than two changes; infinite for a run that diverged before the drop.
+        None with fewer than `FEWEST` second differences, since that of a few epochs is mostly the
+        bend; infinite for a run that diverged before the drop.
     """
     drop = _drop_or_end(run)
     if _diverged_by(run, drop):
         return math.inf
     values = run.epoch_series("test_top1")[run.epoch_series("epoch") <= drop]
-    return _deviation(np.diff(values[np.isfinite(values)]))
+    bends = np.diff(values[np.isfinite(values)], 2)
+    deviation = _deviation(bends) if bends.size >= FEWEST else None
+    return None if deviation is None else deviation / math.sqrt(6)
 
 
 def loss_fluctuation(run: Run) -> float | None:

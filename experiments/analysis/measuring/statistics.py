@@ -103,16 +103,10 @@ class Estimate:
 
     @cached_property
     def interval(self) -> Interval | None:
-        """Student's interval of the mean.
-
-        Two or more misses and nothing but misses give an interval at infinity: that a target was
-        never reached is certain. One value, or misses beside values, give none.
-        """
-        if self.half_width is not None and self.mean is not None:
-            return Interval(self.mean - self.half_width, self.mean + self.half_width)
-        if self.n >= 2 and self.misses == self.n and len(set(self.values)) == 1:
-            return Interval(self.values[0], self.values[0])
-        return None
+        """Student's interval of the mean; None for one value and with a miss."""
+        if self.half_width is None or self.mean is None:
+            return None
+        return Interval(self.mean - self.half_width, self.mean + self.half_width)
 
     def exp(self) -> Estimate:
         """The values transformed back from logarithms (for a median or a range)."""

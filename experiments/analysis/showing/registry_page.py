@@ -44,6 +44,11 @@ the rule and the margin of every claim; both were written down before the runs. 
   that may judge it.
 - Seeds are compared in pairs where they share initial weights and the order of images. A target
   never reached counts as infinite.
+- Where more seeds came in than a claim asks for, and its own say something else alone, that stands
+  beside the verdict. Who looks again, and who asks many claims, finds differences that are none:
+  no interval is corrected for either, so a verdict near an edge is weak.
+- A claim may presuppose another ("damping prevents divergence": that there is one without it).
+  Where that is not reproduced, it is inconclusive.
 - A verdict at a scale other than full speaks for that scale alone, never for the paper.
 """
 
@@ -116,7 +121,8 @@ def short_page(registry: Registry) -> str:
                 continue
             claim = entry.claim
             said = f"{claim.statement} ({claim.paper}, {claim.place})"
-            settled.append((said, verdict.scale, _paper(verdict), ours_cell(verdict), str(verdict)))
+            words = "; ".join(filter(None, (str(verdict), verdict.after_a_look)))
+            settled.append((said, verdict.scale, _paper(verdict), ours_cell(verdict), words))
     if settled:
         columns = ("claim", "scale", "paper", "ours", "verdict")
         blocks.append(_table("What training has settled", columns, settled))
@@ -192,9 +198,12 @@ def _counts(entries: Sequence[Entry]) -> str:
         own = [entry for entry in entries if section.holds(entry.claim)]
         counts: dict[str, int] = {}
         for judgement in (each for entry in own for each in entry.judgements):
-            if judgement.verdict.outcome == "not run" and judgement.verdict.scale != "full":
-                continue
-            name = str(judgement.verdict).split(" (")[0]
+            verdict = judgement.verdict
+            name = str(verdict).split(" (")[0]
+            if verdict.outcome == "not run" and verdict.scale != "full":
+                if verdict.scale not in verdict.claim.judged_at:
+                    continue  # its number is shown, and may not judge
+                name = f"not run at {verdict.scale} scale"
             counts[name] = counts.get(name, 0) + 1
         columns |= dict.fromkeys(counts)
         if own:
@@ -281,6 +290,8 @@ def _verdict_words(judgement: Judgement) -> str:
         "no ended run"
     ):
         text += f" ({verdict.reason})"
+    if verdict.after_a_look:
+        text += f"; {verdict.after_a_look}"
     if judgement.cost is not None:
         text += f"; {quantities.duration(judgement.cost.seconds)} {judgement.cost.source}"
     if more is None:
@@ -308,7 +319,7 @@ def _contradictions(entries: Sequence[Entry]) -> list[str]:
             )
     if not lines:
         return []
-    return ["## Claims that exclude each other\n", "\n".join(lines) + "\n"]
+    return ["## Claims that point opposite ways\n", "\n".join(lines) + "\n"]
 
 
 def _at_all_scales(entry: Entry) -> str:

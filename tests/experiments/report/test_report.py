@@ -121,7 +121,7 @@ def test_a_target_that_the_baseline_never_reaches_is_told_without_ratios(tmp_pat
 
 
 def test_who_never_reaches_the_target_is_slower_in_no_run(tmp_path):
-    for seed in range(2):
+    for seed in range(6):
         never = FakeRun("adam", seed, top1=(70.0, 80.0, 85.0))
         late = FakeRun("kfac", seed, top1=(70.0, 91.0, 92.0), steps_per_epoch=200)
         write_runs(tmp_path, FakeRun("sgd", seed, top1=(91.0, 92.0, 92.0)), never, late)

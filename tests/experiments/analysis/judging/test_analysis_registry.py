@@ -18,7 +18,8 @@ ordering: &base
   {row: X-T1, paper: mL-BFGS, place: Table 1, statement: better than SGD, experiment: toy,
    metric: final_top1, kind: ordering, optimizer: mlbfgs, reference: sgd, rule: above,
    contradicts: [mine]}
-speed: {<<: *base, contradicts: [], row: X-F2, paper: SLIM-QN, metric: steps_to_target, kind: speedup}
+speed:
+  {<<: *base, contradicts: [], row: X-F2, paper: SLIM-QN, metric: steps_to_target, kind: speedup}
 other: {<<: *base, contradicts: [], row: X-T1, reference: adam}
 mine: {<<: *base, row: C, paper: ours, experiment: never, contradicts: [ordering]}
 exact:

@@ -33,6 +33,7 @@ VALUE = Claim(
     judged_at=("full", "reduced"),
     deterministic=False,
     contradicts=(),
+    presupposes="",
     command="",
     note="",
 )
@@ -68,6 +69,43 @@ def test_value_is_judged_by_its_interval(tmp_path, finals, outcome):
     verdict = judged(tmp_path, VALUE, runs("mlbfgs", finals))
     assert verdict.outcome == outcome
     assert str(verdict) == f"{outcome} at reduced scale"
+
+
+@pytest.mark.parametrize(
+    ("finals", "first"),
+    [
+        ((90.1, 90.4, 89.7, 90.0, 90.0, 90.1), "inconclusive"),  # ± 0.87 of three, ± 0.24 of six
+        ((90.0, 90.1, 89.9, 90.0, 90.1, 90.0), None),  # the three say the same
+    ],
+)
+def test_seeds_that_came_in_later_and_changed_the_verdict_are_told(tmp_path, finals, first):
+    verdict = judged(tmp_path, VALUE, runs("mlbfgs", finals))
+    assert verdict.outcome == "reproduced" and verdict.first_look == first
+    assert verdict.after_a_look == (f"{first} with seeds 0, 1, 2 alone" if first else "")
+
+
+@pytest.mark.parametrize(
+    ("without", "outcome"), [("diverged", "reproduced"), ("done", "inconclusive")]
+)
+def test_what_is_presupposed_must_be_reproduced(tmp_path, without, outcome):
+    base = replace(VALUE, metric="diverged", kind="share", printed=Printed(0.5), margin=0.0)
+    diverges = replace(base, id="diverges", optimizer="sgd", rule="above")
+    prevents = replace(base, id="prevents", rule="below", presupposes="diverges")
+    write_runs(
+        tmp_path,
+        *runs("sgd", (50.0,) * 6, status=without),
+        *runs("mlbfgs", (90.0,) * 6),
+    )
+    found = group_runs(load_runs(tmp_path, "toy"))
+    first, second = judge_experiment([diverges, prevents], "toy", found)
+    assert (first.outcome == "reproduced") == (outcome == "reproduced")
+    assert second.outcome == outcome
+    if outcome == "inconclusive":
+        assert "presupposes diverges, which is not reproduced at reduced scale" in second.reason
+        assert second.more.seeds is None
+    still_false = replace(prevents, optimizer="sgd")
+    (_, third) = judge_experiment([diverges, still_false], "toy", found)
+    assert third.outcome == ("not reproduced" if without == "diverged" else "inconclusive")
 
 
 def test_full_scale_speaks_for_the_paper(tmp_path):
@@ -154,12 +192,15 @@ def test_speedup_is_judged_as_a_ratio(tmp_path):
     assert verdict.outcome == "reproduced"
 
 
-def test_subject_that_always_misses_is_not_faster(tmp_path):
+@pytest.mark.parametrize(("seeds", "outcome"), [(6, "not reproduced"), (5, "inconclusive")])
+def test_subject_that_always_misses_is_not_faster_where_the_seeds_are_many(
+    tmp_path, seeds, outcome
+):
     verdict = judged(
-        tmp_path, SPEEDUP, runs("sgd", (95.0,) * 3), runs("mlbfgs", (60.0, 60.0, 60.0))
+        tmp_path, SPEEDUP, runs("sgd", (95.0,) * seeds), runs("mlbfgs", (60.0,) * seeds)
     )
-    assert verdict.outcome == "not reproduced"
-    assert "3 of 3 missed" in verdict.reason
+    assert verdict.outcome == outcome
+    assert f"{seeds} of {seeds} missed" in verdict.reason
 
 
 def test_some_misses_are_inconclusive_and_counted(tmp_path):
@@ -203,9 +244,9 @@ def test_verdict_at_another_batch_size_is_not_paired(tmp_path):
 
 
 def test_subject_that_always_diverges_is_not_reproduced(tmp_path):
-    lost = [FakeRun("mlbfgs", seed=s, status="diverged", top1=(), loss=()) for s in range(3)]
+    lost = [FakeRun("mlbfgs", seed=s, status="diverged", top1=(), loss=()) for s in range(6)]
     assert judged(tmp_path, VALUE, lost).outcome == "not reproduced"
-    pair = judged(tmp_path / "pair", DIFFERENCE, lost, runs("sgd", (90.0, 90.1, 90.2)))
+    pair = judged(tmp_path / "pair", DIFFERENCE, lost, runs("sgd", (90.0, 90.1, 90.2) * 2))
     assert pair.outcome == "not reproduced"
 
 

@@ -61,9 +61,12 @@ def test_without_pairs_the_interval_is_welchs():
 
 
 def test_without_pairs_a_miss_is_still_infinite():
-    hit, miss = {0: 5.0, 1: 6.0}, {2: math.inf, 3: math.inf}
-    assert compare(miss, hit, logarithmic=True, paired=False).interval.low == math.inf
-    assert compare(hit, miss, logarithmic=True, paired=False).interval.high == 0.0
+    hit, miss = {0: 5.0, 1: 6.0}, dict.fromkeys(range(2, 6), math.inf)
+    more = {**hit, 6: 5.0, 7: 4.0}
+    # chance parts four from four in 2 of 70 ways, two from four in 2 of 15
+    assert compare(miss, more, logarithmic=True, paired=False).interval.low == math.inf
+    assert compare(more, miss, logarithmic=True, paired=False).interval.high == 0.0
+    assert compare(miss, hit, logarithmic=True, paired=False).interval is None
     some = compare(hit, {2: 5.0, 3: math.inf}, logarithmic=True, paired=False)
     assert some.interval is None and some.reason == "not computable: 1 of 4 missed"
     assert compare(hit, {}, paired=False).reason == "no run on one side"

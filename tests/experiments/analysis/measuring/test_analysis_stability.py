@@ -83,21 +83,33 @@ def test_loss_of_guessing_knows_the_data_sets(tmp_path):
     assert flags(gone) == (1, 1, 1, None)  # what diverged failed, whatever guessing would give
 
 
-def test_accuracy_shakes_by_the_deviation_of_its_changes(tmp_path):
+def test_accuracy_shakes_by_what_neither_its_rise_nor_its_bend_explains(tmp_path):
     fluctuation = measure_named("top1_fluctuation")
-    # Changes +10 and -20 before the drop: mean -5, deviations ±15, so sqrt(2 * 225 / 1).
-    run = loaded(tmp_path / "a", top1=(50.0, 60.0, 40.0, 90.0, 10.0))
-    assert fluctuation(run) == pytest.approx(math.sqrt(450))
-    steady = loaded(tmp_path / "b", top1=(50.0, 55.0, 60.0, 90.0, 10.0))
-    assert fluctuation(steady) == 0.0
-    whole = loaded(tmp_path / "c", top1=(50.0, 55.0, 60.0, 75.0, None), schedule={"name": "cosine"})
-    # 5, 5, 15: mean 25/3, squares 100/9, 100/9, 400/9.
-    assert fluctuation(whole) == pytest.approx(math.sqrt(600 / 9 / 2))
-    short = loaded(tmp_path / "d", loss=(2.0, 1.5), top1=(50.0, 55.0))
-    assert fluctuation(short) is None
-    early = loaded(tmp_path / "e", loss=(2.0, 1.5), status="diverged")
-    late = loaded(tmp_path / "f", loss=FALLING[:4], status="diverged")
-    assert (fluctuation(early), fluctuation(late)) == (math.inf, 0.0)
+
+    def long(name, *top1):
+        loss, schedule = (2.0,) * len(top1), {"name": "cosine"}
+        return loaded(tmp_path / name, loss=loss, top1=top1, schedule=schedule)
+
+    # second differences -20, 20, ... eight times: squares 8 * 400 over 7, over √6
+    shaking = long("a", *(50.0, 60.0) * 5)
+    assert fluctuation(shaking) == pytest.approx(math.sqrt(3200 / 7 / 6))
+    bending = long("b", *(100.0 - (10 - epoch) ** 2 for epoch in range(10)))
+    assert fluctuation(bending) == pytest.approx(0.0, abs=1e-12)
+    assert fluctuation(long("c", *(50.0, 60.0) * 4, 50.0)) is None  # seven are too few
+    assert fluctuation(long("d", *(50.0, 60.0) * 5, None)) == fluctuation(shaking)
+    assert fluctuation(loaded(tmp_path / "e", top1=(50.0, 60.0, 40.0, 90.0, 10.0))) is None
+    early = loaded(tmp_path / "f", loss=(2.0, 1.5), status="diverged")
+    late = loaded(tmp_path / "g", loss=FALLING[:4], status="diverged")
+    assert (fluctuation(early), fluctuation(late)) == (math.inf, None)
+
+
+def test_the_loss_before_the_drop_leaves_out_what_came_after(tmp_path):
+    measure = measure_named("mean_log_train_loss_before_drop")
+    early = math.log(2.0 * 1.5 * 1.2) / 3
+    assert measure(loaded(tmp_path / "a")) == pytest.approx(early)
+    whole = loaded(tmp_path / "b", schedule={"name": "cosine"})
+    assert measure(whole) == measure_named("mean_log_train_loss")(whole) != pytest.approx(early)
+    assert measure(loaded(tmp_path / "c", status="diverged")) == math.inf
 
 
 def test_loss_shakes_by_the_deviation_of_its_logarithms_changes(tmp_path):

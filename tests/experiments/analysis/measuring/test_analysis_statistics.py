@@ -81,10 +81,12 @@ def test_misses_are_infinite_and_never_dropped():
     assert Estimate((100.0, math.inf, math.inf)).median == math.inf
 
 
-def test_nothing_but_misses_is_certain():
-    interval = Estimate((math.inf, math.inf)).interval
-    assert interval.low == interval.high == math.inf
-    assert Estimate((math.inf,)).interval is None  # one run is no evidence of spread
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_misses_on_one_side_alone_are_evidence_from_six_seeds_on(seeds):
+    never, always = dict.fromkeys(range(seeds), math.inf), dict.fromkeys(range(seeds), 5.0)
+    assert Estimate(tuple(never.values())).interval is None
+    interval = compare(never, always, logarithmic=True).interval
+    assert interval is None if seeds < 6 else interval.low == math.inf
 
 
 @pytest.mark.parametrize(
