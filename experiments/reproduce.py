@@ -312,7 +312,7 @@ def _checked(arguments: argparse.Namespace) -> Command:
     tuned = None if arguments.tuned is None else Chosen.load(arguments.tuned)
     if tuned is not None:
         (only,) = selection.contestants
-        tuned.check(only.experiment, seeds)
+        tuned.check(only.experiment, arguments.scale, seeds)
         if only.arms:
             raise UserError(f"--tuned has settings of optimizers, not of arms: {only.arms[0]!r}")
     campaigns = tuple(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.contestants import TUNED_GROUP
 from experiments.errors import UserError, nearest
@@ -83,7 +83,12 @@ class Chosen:
                 f"optimizer {optimizer!r} has no chosen settings; "
                 f"{nearest(optimizer, self.settings)}"
             )
-        return tuple(f"{key}={value!r}" for key, value in self.settings[optimizer].items())
+        values = self.settings[optimizer]
+        told = self._told(self._nested(optimizer))
+        return (
+            *(f"{key}={value!r}" for key, value in values.items()),
+            f"experiment.tuned={_as_override(told)}",
+        )
 
     @property
     def name(self) -> str:
@@ -100,13 +105,10 @@ class Chosen:
             The files.
         """
         files = []
-        for optimizer, values in self.settings.items():
-            chosen = OmegaConf.create()
-            for key, value in values.items():
-                OmegaConf.update(chosen, key, value)
+        for optimizer in self.settings:
+            chosen = self._nested(optimizer)
             # Beside the settings themselves, which a command line may win over.
-            tuned = {"experiment": {"tuned": {"search": self.name, "settings": chosen}}}
-            config = OmegaConf.merge(tuned, chosen)
+            config = OmegaConf.merge({"experiment": {"tuned": self._told(chosen)}}, chosen)
             path = config_dir / TUNED_GROUP / self.name / f"{optimizer}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, _ADOPTED + OmegaConf.to_yaml(config))
@@ -117,14 +119,34 @@ class Chosen:
         """The entry of the scale's defaults list that makes runs take the adopted configs."""
         return f"optional /{TUNED_GROUP}/{self.name}: ${{optimizer}}"
 
-    def check(self, experiment: str, seeds: Sequence[int]) -> None:
-        """Refuse another experiment, and seeds that the settings were chosen on.
+    def _nested(self, optimizer: str) -> DictConfig:
+        """What was chosen for an optimizer, as a config."""
+        chosen = OmegaConf.create()
+        for key, value in self.settings[optimizer].items():
+            OmegaConf.update(chosen, key, value)
+        return chosen
+
+    def _told(self, chosen: DictConfig) -> dict[str, Any]:
+        """What `experiment.tuned` of a run says of the search."""
+        return {"search": self.name, "settings": OmegaConf.to_container(chosen)}
+
+    def check(self, experiment: str, scale: str, seeds: Sequence[int]) -> None:
+        """Refuse another experiment or scale, and seeds that the settings were chosen on.
 
         Raises:
-            UserError: one of the two.
+            UserError: one of them.
         """
-        if experiment != self.experiment:
-            raise UserError(
-                f"the settings were chosen on experiment {self.experiment!r}, not on {experiment!r}"
-            )
+        for what, own, asked in (
+            ("experiment", self.experiment, experiment),
+            ("scale", self.scale, scale),
+        ):
+            if asked != own:
+                raise UserError(f"the settings were chosen on {what} {own!r}, not on {asked!r}")
         check_seeds(tuple(self.seeds), tuple(seeds))
+
+
+def _as_override(value: Any) -> str:
+    """A value, with all that is in it, as Hydra's grammar of overrides writes it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_as_override(part)}' for key, part in value.items())}}}"
+    return repr(value)

@@ -24,6 +24,7 @@ from experiments.errors import UserError
 from experiments.runs.directory import read_status
 from experiments.runs.spec import RunSpec
 from experiments.training.trainer import Trainer
+from experiments.tuning.chosen import Chosen
 from experiments.tuning.report import ranked, summary_markdown, trials_csv
 from experiments.tuning.space import read_space, space_of
 from experiments.tuning.study import OptimizerStudy, Search, with_holdout
@@ -281,6 +282,7 @@ settings: {sgd: {optimizer.lr: 0.25}}
         ("digits_mlp --optimizers sgd --seeds 0,101", "seeds 101 are tuning seeds and reporting"),
         ("digits_mlp --optimizers sgd,adam", "optimizer 'adam' has no chosen settings"),
         ("cifar10_resnet18 --optimizers sgd", "chosen on experiment 'digits_mlp'"),
+        ("digits_mlp --optimizers sgd --scale smoke", "chosen on scale 'full', not on 'smoke'"),
     ],
 )
 def test_chosen_settings_are_used_as_they_were_found(line, wanted, tmp_path, capfd):
@@ -291,6 +293,10 @@ def test_chosen_settings_are_used_as_they_were_found(line, wanted, tmp_path, cap
     assert wanted in capfd.readouterr().err
     assert reproduce.main(["digits_mlp", "--optimizers", "sgd", *tail]) == 0
     assert capfd.readouterr().out.count("optimizer.lr=0.25") == 3
+    overrides = Chosen.load(file).overrides("sgd")
+    config = compose_config(["experiment=digits_mlp", "optimizer=sgd", *overrides])
+    told = {"search": "digits_mlp-full", "settings": {"optimizer": {"lr": 0.25}}}
+    assert (config.optimizer.lr, config.experiment.tuned) == (0.25, told)
     file.write_text("a: 1\n")
     assert reproduce.main(["digits_mlp", *tail]) == 2
     assert "is no chosen.yaml" in capfd.readouterr().err
