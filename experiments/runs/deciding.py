@@ -11,6 +11,8 @@ from typing import Any
 COSMETIC_KEYS = (
     "results_dir",
     "resume",
+    # Where and on how many ranks: rounding alone, but for BatchNorm without train.sync_batchnorm.
+    # meta.json has the ranks, and the analysis says where runs differ in them.
     "launch",
     "logger",
     # The name stands in the directory's path; the rest (target, title, table) is about judging.
@@ -35,7 +37,7 @@ COSMETIC_KEYS = (
     "train.checkpoint_interval",
     "train.keep_checkpoints",
     "train.timeout_s",
-    # Who keeps which part of the optimizer's state: as with the number of ranks, rounding alone.
+    # Who keeps which part of the optimizer's state: rounding alone.
     "optimizer.distribution",
 )
 

@@ -244,7 +244,8 @@ def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
             lines.append(_conflict(variants))
     target, complaint = _common_target(runs)
     lines += [complaint] if complaint else []
-    lines += [*remarks.of_machines(runs), *remarks.of_seconds([group.runs for group in groups])]
+    lines += [*remarks.of_machines(runs), *remarks.of_ranks(runs)]
+    lines += [*remarks.of_seconds([group.runs for group in groups])]
     return Results(runs[0].experiment, runs[0].scale, tuple(groups), target, tuple(lines))
 
 

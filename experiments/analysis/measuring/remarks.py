@@ -49,6 +49,23 @@ def of_machines(runs: Sequence[Run]) -> Iterator[str]:
     yield f"several machines ({told}): seconds of one are not to be compared with those of another"
 
 
+def of_ranks(runs: Sequence[Run]) -> Iterator[str]:
+    """That runs were trained by several numbers of ranks, if BatchNorm may tell.
+
+    Args:
+        runs: of one experiment and scale.
+    """
+    split = [run for run in runs if not run.config.get("train", {}).get("sync_batchnorm")]
+    counts = Counter(ranks for run in split for ranks in run.ranks)
+    if len(counts) > 1:
+        told = ", ".join(f"{ranks}: {count}" for ranks, count in sorted(counts.items()))
+        yield (
+            f"several numbers of ranks ({told} runs): BatchNorm, where a network has it, takes the "
+            "statistics of one rank's images, so that their numbers differ by more than rounding "
+            "(train.sync_batchnorm=true makes them alike)"
+        )
+
+
 def of_seconds(configs: Sequence[Sequence[Run]]) -> Iterator[str]:
     """That the machine was not steady, if the seconds of an epoch show it.
 

@@ -99,19 +99,34 @@ class Run:
         records = (*self.epochs[-1:], *self.steps[-1:])
         return max((float(record["train_time_s"]) for record in records), default=0.0)
 
-    @property
+    @cached_property
     def machine(self) -> str:
-        """The processor (with the number of threads) or GPU that it ran on, in words."""
-        found = self.meta.get("hardware") or {}
-        if found.get("gpu"):
-            return str(found["gpu"])
-        threads = found.get("threads")
-        count = f"{threads} thread{'s' if threads != 1 else ''} of " if threads else ""
-        return f"{count}{found.get('cpu', 'an unknown machine')}"
+        """What it ran on, in words: GPUs, or threads of a processor; all, if a resume changed it."""
+        return ", then ".join(dict.fromkeys(map(_machine, self._origins)))
+
+    @cached_property
+    def ranks(self) -> tuple[int, ...]:
+        """How many processes trained it, in ascending order; several, if a resume changed it."""
+        return tuple(sorted({int(origin.get("ranks") or 1) for origin in self._origins}))
+
+    @property
+    def _origins(self) -> tuple[Record, ...]:
+        """Hardware and ranks of its first process, then of those that resumed it."""
+        return (self.meta, *self.meta.get("resumes", ()))
 
     def epoch_series(self, name: str) -> FloatArray:
         """Values of one field of the epoch records, float64, NaN where absent or null."""
         return series(self.epochs, name)
+
+
+def _machine(origin: Record) -> str:
+    found, ranks = origin.get("hardware") or {}, int(origin.get("ranks") or 1)
+    if found.get("gpu"):
+        return f"{ranks} x {found['gpu']}" if ranks > 1 else str(found["gpu"])
+    threads = found.get("threads")
+    count = f"{threads} thread{'s' if threads != 1 else ''} of " if threads else ""
+    several = f"{ranks} ranks with " if ranks > 1 else ""
+    return f"{several}{count}{found.get('cpu', 'an unknown machine')}"
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ class FakeRun:
     numerics_version: int | None = None
     extra_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
+    ranks: int = 1
+    resumes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -97,6 +99,7 @@ class FakeRun:
         meta |= {"seed": self.seed, "scale": self.scale, "parameters": 1000}
         meta |= {"arm": self.arm} if self.arm else {}
         meta |= {"hardware": dict(self.hardware)} if self.hardware else {}
+        meta |= {"ranks": self.ranks, "resumes": [dict(origin) for origin in self.resumes]}
         if self.numerics_version is not None:
             meta["numerics_version"] = self.numerics_version
         status = {"status": self.status, "epoch": len(self.top1), "message": self.message}

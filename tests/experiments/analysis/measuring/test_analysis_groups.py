@@ -141,6 +141,34 @@ def test_seconds_of_several_machines_are_not_compared_in_silence(tmp_path):
     assert "seconds" in line
 
 
+def test_a_machine_is_all_that_a_run_was_trained_on(tmp_path):
+    gpu, cpu = {"gpu": "fast card"}, {"cpu": "old", "threads": 2}
+    runs = [
+        FakeRun("sgd", 0, hardware=gpu),
+        FakeRun("sgd", 1, hardware=gpu, ranks=8),
+        FakeRun("sgd", 2, hardware=cpu, resumes=[{"hardware": cpu}, {"hardware": gpu}]),
+    ]
+    (results,) = grouped(write_runs(tmp_path, *runs))
+    assert [run.machine for run in results.groups[0].runs] == [
+        *("fast card", "8 x fast card", "2 threads of old, then fast card"),
+    ]
+
+
+def test_ranks_that_differ_are_told_where_batchnorm_may_see_them(tmp_path):
+    gpu = {"hardware": {"gpu": "card"}}
+    one, eight = FakeRun("sgd", 0, **gpu), FakeRun("sgd", 1, ranks=8, **gpu)
+    (results,) = grouped(write_runs(tmp_path / "split", one, eight))
+    (line,) = [line for line in results.problems if "BatchNorm" in line]
+    assert line.startswith("several numbers of ranks (1: 1, 8: 1 runs)")
+    resumed = FakeRun("sgd", 0, resumes=[{**gpu, "ranks": 2}], **gpu)
+    (results,) = grouped(write_runs(tmp_path / "resumed", resumed))
+    assert any("(1: 1, 2: 1 runs)" in line for line in results.problems)
+    synchronised = {"extra_config": {"train": {"sync_batchnorm": True}}}
+    runs = [FakeRun("sgd", seed, ranks=1 + seed, **gpu, **synchronised) for seed in range(2)]
+    (results,) = grouped(write_runs(tmp_path / "whole", *runs))
+    assert not any("BatchNorm" in line for line in results.problems)
+
+
 def test_seconds_of_a_busy_machine_are_called_rough(tmp_path):
     """Seeds of a config do equal work; a machine's seconds are compared with its own alone."""
     quick = {"cpu": "quick", "threads": 1}
