@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.errors import UserError
@@ -64,7 +65,11 @@ class Trainer:
             def open_directory() -> Status | None:
                 directory = stack.enter_context(RunDirectory.open(self._spec, self._path))
                 opened.append(directory)
-                return directory.status.status if directory.finished and directory.status else None
+                if directory.finished and directory.status:
+                    return directory.status.status
+                if directory.status is not None:  # else how the last attempt ended would be ours
+                    directory.write_status(replace(directory.status, status="running", message=""))
+                return None
 
             finished = self._ranks.from_leader(open_directory)
             if finished is not None:

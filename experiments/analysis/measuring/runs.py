@@ -101,7 +101,7 @@ class Run:
 
     @cached_property
     def machine(self) -> str:
-        """What it ran on, in words: GPUs, or threads of a processor; all, if a resume changed it."""
+        """What it ran on, in words: GPUs or threads of a processor; all, if a resume changed it."""
         return ", then ".join(dict.fromkeys(map(_machine, self._origins)))
 
     @cached_property

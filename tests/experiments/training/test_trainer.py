@@ -16,8 +16,9 @@ from experiments import worker
 from experiments.data import build_data
 from experiments.errors import UserError
 from experiments.models import build_model
-from experiments.runs.directory import read_status
+from experiments.runs.directory import RunDirectory, RunStatus, read_status
 from experiments.runs.metrics import read_metrics
+from experiments.runs.outcome import recorded_outcome
 from experiments.training.evaluation import evaluate
 from experiments.training.task import choose_device
 from experiments.training.trainer import Trainer
@@ -321,6 +322,25 @@ def test_signal_ends_at_a_checkpoint_and_the_run_goes_on(tmp_path, number, endin
     torch.manual_seed(99)  # what a new process has in place of the run's random state
     assert Trainer(cut).run() == "done"
     assert_same_run(cut, whole)
+
+
+@pytest.mark.parametrize("status", ["timeout", "refused", "crashed"])
+def test_how_an_earlier_attempt_ended_is_not_told_of_one_that_was_killed(
+    tmp_path, monkeypatch, status
+):
+    spec = run_spec(tmp_path)
+    with RunDirectory.open(spec) as directory:
+        directory.write_status(RunStatus(status, 1, 22, "told at an earlier attempt"))
+
+    def killed_while_it_builds(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.training.trainer.TrainingLoop", killed_while_it_builds)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(spec).run()
+    assert read_status(spec.directory) == RunStatus("running", 1, 22)
+    outcome = recorded_outcome(spec.directory, exit_code=-9)
+    assert outcome.status == "crashed" and "signal 9" in outcome.message
 
 
 def test_crash_leaves_a_traceback_and_the_run_goes_on(tmp_path, capsys):
