@@ -133,9 +133,16 @@ def measured(contrast: Contrast, all_results: Sequence[Results]) -> tuple[str, s
         comparison = compare_groups(results, subject, reference, METRIC)
         text = quantities.comparison(comparison, "percent")
         counted = f", n = {comparison.n}" if comparison.interval else ""  # else the text says it
-        effects.append(f"{results.scale}: {text}{counted}")
+        lost = "".join(map(_diverged, (subject, reference)))
+        effects.append(f"{results.scale}: {text}{counted}{lost}")
         runs.append(f"{_keys(subject)}; {_keys(reference)}")
     return ("; ".join(effects), "; ".join(runs)) if effects else None
+
+
+def _diverged(group: Group) -> str:
+    """Which of the group's runs count with an accuracy of before their end."""
+    lost = sum(run.status == "diverged" for run in group.ended)
+    return f", {group.contestant} diverged in {lost} of {len(group.ended)}" if lost else ""
 
 
 def _keys(group: Group) -> str:
@@ -235,6 +242,7 @@ code that their authors released differs from them, and what is done here. Gener
 _EFFECTS_HEAD = """## Measured effects
 
 Subject minus reference in final test top-1, paired by seed, with the 95 % interval of the mean;
-read from the runs with these keys in `results/runs/`. Where nothing stands yet, the command that
-measures it.
+read from the runs with these keys in `results/runs/`; a run that diverged counts with its last
+evaluated accuracy. Both sides have the same learning rate; no reading was tuned for itself. Where
+nothing stands yet, the command that measures it.
 """

@@ -165,6 +165,18 @@ def test_effect_of_one_seed_says_so_once(tmp_path: Path) -> None:
     assert found is not None and found[0] == "reduced: 2.00 (n = 1)"
 
 
+def test_effect_says_which_runs_diverged(tmp_path: Path) -> None:
+    lost = FakeRun(arm="a", seed=1, status="diverged", top1=(60.0, None, None))
+    runs = [
+        FakeRun(arm="a"),
+        lost,
+        *(FakeRun(arm="b", seed=s, settings={"lr": 0.2}) for s in (0, 1)),
+    ]
+    write_runs(tmp_path, *runs)
+    found = measured(Contrast("toy", "a", "b"), group_runs(load_runs(tmp_path, "toy")))
+    assert found is not None and found[0].endswith(", n = 2, a diverged in 1 of 2")
+
+
 def test_effect_of_a_contestant_under_two_configs_is_not_computed(tmp_path: Path) -> None:
     runs = [FakeRun(arm="a", settings={"lr": lr}) for lr in (0.1, 0.2)]
     write_runs(tmp_path, *runs, FakeRun(arm="b"))
