@@ -36,7 +36,7 @@ class CurvatureHistory:
 
     Attributes:
         W: (2M, n) in `history_dtype`.
-        pairs: pairs ever accepted, for each block.
+        pairs: pairs accepted, for each block.
         gram: (B, 2M, 2M) float64, W_b W_bᵀ.
         C: (B, 2M, 2M) float64, coefficients of the compact form.
         gamma: (B,) float64, the initial scale γ (1 before the first pair).
@@ -237,6 +237,22 @@ class CurvatureHistory:
             slots = ring_order(self.pairs[block], self.history_size)
             written += [(block, slot) for slot in slots]
         self.enter(written)
+
+    def pair_products(self) -> Tensor:
+        """(3M, B): sᵀs of every slot, then sᵀŷ, then ŷᵀŷ."""
+        m = self.history_size
+        squares = self.gram.diagonal(dim1=1, dim2=2)
+        sy = self.gram.diagonal(offset=m, dim1=1, dim2=2)
+        return torch.cat([squares[:, :m], sy, squares[:, m:]], dim=1).T.contiguous()
+
+    def keep(self, block: int, slots: Sequence[int]) -> None:
+        """Drop all pairs of a block but those of some slots, oldest first; `rebuild` it then."""
+        m, span = self.history_size, self.blocks[block]
+        rows = self.W[[*slots, *(m + slot for slot in slots)], span]
+        self.W[:, span] = 0
+        k = len(slots)
+        self.W[:k, span], self.W[m : m + k, span] = rows[:k], rows[k:]
+        self.pairs[block] = k
 
     def tiles(self, block: int) -> Iterator[tuple[int, int]]:
         """The borders of one block's tiles in the flat vector."""

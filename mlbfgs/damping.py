@@ -103,3 +103,35 @@ def damp(
     divisible = s_yhat + variant.recursion_epsilon != 0
     accepted = usable and divisible and math.isfinite(gamma)
     return DampedPair(mu, s_yhat / ss, tau, damped=tau < tau0, gamma=gamma, accepted=accepted)
+
+
+def usable_elsewhere(
+    ss: float,
+    sy: float,
+    yy: float,
+    *,
+    bounds: Bounds | None,
+    eps: float,
+    slack: float,
+    variant: Variant = PAPER,
+) -> bool:
+    """Whether a pair ŷ that was damped in other blocks may stay in a history.
+
+    It must be one that `damp` accepts as it is and, with thresholds, sᵀŷ >= σ_L sᵀs, which damping
+    would have seen to. Above σ_H a pair shortens steps, which does no harm; a `pair_threshold`
+    decides alone.
+
+    Args:
+        ss: sᵀs over the new block.
+        sy: sᵀŷ.
+        yy: ŷᵀŷ.
+        bounds: thresholds (σ_L, σ_H) or None.
+        eps: as in `damp`.
+        slack: how far below σ_L sᵀs rounding may have put sᵀŷ, relative to ‖s‖ ‖ŷ‖.
+        variant: as in `damp`.
+    """
+    if not damp(ss, sy, yy, tau0=1.0, bounds=None, eps=eps, variant=variant).accepted:
+        return False
+    if bounds is None or variant.pair_threshold is not None:
+        return True
+    return sy >= bounds[0] * ss - slack * math.sqrt(ss) * math.sqrt(yy)

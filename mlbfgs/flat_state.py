@@ -1,8 +1,8 @@
 """The state of the optimizer: flat storage that is seen, checkpointed and loaded per parameter.
 
 State belongs to parameters: what a checkpoint holds of a parameter are views of its own shape into
-the flat storage, and a few counters. It knows neither block plan nor order of the flat vector, and
-where ranks share the state (`mlbfgs.checkpoint`), not the ranks either.
+the flat storage, and a few counters. It is bound neither to a block plan nor to an order of the
+flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
 
     param_average, grad_average      M_θ, M_g                       (*shape)
     param_snapshot, grad_snapshot    the same at the last multiple of T
@@ -11,6 +11,7 @@ where ranks share the state (`mlbfgs.checkpoint`), not the ranks either.
     step                             steps taken by the optimizer
     seeded                           whether the averages have begun
     pairs, skipped, damped           pairs accepted, refused, damped so far
+    block                            its block when the newest pair of all came in; -1 before
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mlbfgs.checkpoint import StateShard, own_part, shown
 from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
+from mlbfgs.damping import Bounds, usable_elsewhere
 from mlbfgs.layout import Layout
 from mlbfgs.variant import PAPER, Variant
 
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 VECTORS = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
 BLOCK_COUNTERS = ("pairs", "skipped", "damped")
+#: Rounding errors that may have put a pair below σ_L where it is not known which blocks it is from:
+#: those of storage in `history_dtype`, and those of long sums.
+SLACK = 64
 
 
 class FlatState:
@@ -52,6 +57,7 @@ class FlatState:
         seeded: for each parameter, whether its averages have begun.
         skipped: for each block, pairs refused.
         damped: for each block, accepted pairs on which a threshold acted.
+        origin: for each parameter, its block when the newest pair of all came in; -1 before.
         outside: the number of the last "block", if its parameters are in no block: it never gets
             pairs, so that its H is the identity.
         inside: the number of true blocks.
@@ -108,6 +114,7 @@ class FlatState:
         self.seeded = [False] * len(layout.params)
         self.skipped = [0] * len(layout.blocks)
         self.damped = [0] * len(layout.blocks)
+        self.origin = [-1] * len(layout.params)
         self.work, self.work_pieces = self._allocate_work()
         # low-precision operands would be added in their own dtype before they are widened
         self.sums_in_one_pass = layout.device.type == "cpu" and all(
@@ -153,22 +160,28 @@ class FlatState:
     def write_counters(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
         """Bring the counters in every parameter's state up to date."""
         layout = self.layout
-        for p, block, seeded in zip(layout.params, layout.block_of, self.seeded, strict=True):
+        places = zip(layout.params, layout.block_of, self.seeded, self.origin, strict=True)
+        for p, block, seeded, origin in places:
             s = state[p]
             s["step"] = self.step
             s["seeded"] = int(seeded)
             s["pairs"] = self.history.pairs[block]
             s["skipped"] = self.skipped[block]
             s["damped"] = self.damped[block]
+            s["block"] = origin
 
-    def load(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    def load(
+        self, values: Mapping[Tensor, Mapping[str, Any]], bounds: Bounds | None = None
+    ) -> None:
         """Take over per-parameter values, whatever layout they were written under.
 
         Missing keys keep their initial values. Where the parameters of a block come with different
         numbers of pairs (they were in different blocks), the newest pairs are brought together.
+        Pairs from other blocks that would not have been accepted in these are dropped.
 
         Args:
             values: for each parameter its state; parameters may be missing.
+            bounds: thresholds (σ_L, σ_H) of the pairs, or None.
 
         Raises:
             ValueError: a tensor does not have its parameter's shape.
@@ -199,6 +212,58 @@ class FlatState:
             for i in members:
                 self._align(i, counters[i]["pairs"], history.pairs[block])
         history.rebuild(*range(len(layout.blocks)))
+        self.origin = [int(values.get(p, {}).get("block", -1)) for p in layout.params]
+        self._drop_unusable(bounds)
+
+    def _drop_unusable(self, bounds: Bounds | None) -> None:
+        """Drop pairs that are from other blocks and of no use in these."""
+        history, collectives = self.history, self.collectives
+        slacks = self._slacks()
+        if not slacks:
+            return
+        eps, m = torch.finfo(self.layout.dtype).eps, history.history_size
+        products = history.pair_products()
+        numbers = collectives.sum_products(products[:0], products, self.layout.owners).T.tolist()
+        dropped = {}
+        for block, slack in slacks.items():
+            slots = ring_order(history.pairs[block], m)
+            kept = [
+                slot
+                for slot in slots
+                if usable_elsewhere(
+                    *numbers[block][slot::m],
+                    bounds=bounds,
+                    eps=eps,
+                    slack=slack,
+                    variant=history.variant,
+                )
+            ]
+            if len(kept) < len(slots):
+                dropped[block] = len(slots) - len(kept)
+                history.keep(block, kept)
+        if dropped:
+            self.origin = list(self.layout.block_of)
+            history.rebuild(*dropped)
+            logger.log(
+                logging.WARNING if collectives.rank == 0 else logging.DEBUG,
+                "the state was written under other blocks, in which its pairs were accepted: of "
+                "block %s, %s pairs would not have been, and are dropped",
+                *(", ".join(map(str, numbers)) for numbers in (dropped, dropped.values())),
+            )
+
+    def _slacks(self) -> dict[int, float]:
+        """Blocks whose pairs are from others or of unknown origin, and the slack of each."""
+        homes = set(zip(self.origin, self.layout.block_of, strict=True))
+        slacks = {}
+        for block, pairs in enumerate(self.history.pairs):
+            origins = {origin for origin, home in homes if home == block}
+            if pairs == 0 or block == self.outside:
+                continue
+            if origins == {-1}:
+                slacks[block] = SLACK * torch.finfo(self.history.W.dtype).eps
+            elif len(origins) > 1 or sum(origin in origins for origin, _ in homes) > 1:
+                slacks[block] = torch.finfo(self.layout.dtype).eps
+        return slacks
 
     def _take(self, name: str, i: int, value: Tensor) -> None:
         vector = self._vectors()[name]

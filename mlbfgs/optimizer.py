@@ -314,6 +314,9 @@ class MLBFGS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, written under any block policy and on any device.
 
+        Under other blocks than those in which its pairs were accepted, a pair that would not have
+        been accepted is dropped, with a warning.
+
         torch would cast every tensor to the dtype of its parameter, which ruins a float32 history
         of bfloat16 parameters; here values keep the dtype of this optimizer's own state.
 
@@ -394,7 +397,7 @@ class MLBFGS(Optimizer):
             outside=outside,
         )
         with torch.no_grad():
-            flat.load(values)
+            flat.load(values, shared.curvature_bounds)
         self._built, self._records, self._unread = flat, [], False
         exposed = flat.expose()
         self.state.clear()

@@ -317,4 +317,6 @@ def _update_pairs(
         products_of_step = StepProducts(*rest) if rest else None
         records.append(curvature_record(flat, block, pair, products_of_step))
     history.enter(written)
+    if written:
+        flat.origin = list(flat.layout.block_of)
     return records

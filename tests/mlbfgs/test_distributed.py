@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlbfgs import MLBFGS, SLIMQN, collectives
 from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state
 from tests.gloo import run_ranks
+from tests.mlbfgs.test_optimizer import LOADED, state_of_one_block
 
 SETTINGS = {"lr": 0.02, "betas": 0.9, "update_interval": 3, "history_size": 3, "damping": 0.95}
 STEPS = 21  # six pairs: the ring of three is full and has turned
@@ -257,6 +258,26 @@ def test_what_one_process_wrote_four_ranks_continue(tmp_path):
     found, *_ = run_ranks(read_by_all, 4, str(tmp_path), time_limit_s=120)
     assert torch.equal(found["blocks"], expected)
     torch.testing.assert_close(found["sharded"], expected, rtol=0, atol=1e-10)
+
+
+def dropped_under_other_blocks(rank, mode):
+    """One block's pairs, some of which two blocks would have refused; H and pairs afterwards."""
+    named, state = state_of_one_block([0.8, -0.4, float("nan"), 0.6])
+    where = {} if mode is None else {"distribution": mode}
+    optimizer = MLBFGS(named, blocks=["u", "v"], **LOADED, **where)
+    optimizer.load_state_dict(state)
+    params = [p for _, p in named]
+    product = optimizer.hessian_vector([torch.linspace(1, 2, 3).double() for _ in params])
+    return [optimizer.state[p]["pairs"] for p in params], torch.cat(product)
+
+
+@pytest.mark.parametrize("mode", ["blocks", "sharded"])
+def test_ranks_drop_the_same_pairs_as_one_process(mode):
+    pairs, product = dropped_under_other_blocks(0, None)
+    assert pairs == [6, 2]
+    for found, ours in run_ranks(dropped_under_other_blocks, 2, mode):
+        assert found == pairs
+        torch.testing.assert_close(ours, product, rtol=1e-12, atol=0)
 
 
 # --- what ranks tell each other -------------------------------------------------------------------

@@ -354,3 +354,81 @@ def test_weight_decay_is_added_in_float32_for_low_precision_parameters(dtype, ma
         torch.testing.assert_close(
             optimizer.state[p]["grad_average"], expected, rtol=1e-6, atol=1e-7
         )
+
+
+# --- a state under other blocks ------------------------------------------------------------------
+
+LOADED = {"update_interval": 2, "history_size": 4, "betas": 0.5, "lr": 0.05}
+
+
+def state_of_one_block(pairs_of_second, **settings):
+    """u and v in one block with four pairs; the second's are given as multiples of s."""
+    rng = np.random.default_rng(3)
+    named = [(n, torch.nn.Parameter(torch.ones(3, dtype=torch.float64))) for n in "uv"]
+    optimizer = MLBFGS(named, **{**LOADED, **settings})
+    state = copy.deepcopy(optimizer.state_dict())
+    s = torch.from_numpy(rng.standard_normal((2, 4, 3)))
+    curvature = torch.stack([torch.linspace(0.5, 1, 4).double(), torch.tensor(pairs_of_second)])
+    for i, values in state["state"].items():
+        values.update(step=50, seeded=1, pairs=6, block=0)  # pairs 2 to 5, in slots 2, 3, 0, 1
+        values["s_history"] = s[i]
+        values["y_history"] = s[i] * curvature[i, :, None]
+    return named, state
+
+
+def matrix(optimizer, params, i):
+    """H of the block of parameter i alone, column by column."""
+    columns = []
+    for j in range(params[i].numel()):
+        e = [torch.zeros_like(p) for p in params]
+        e[i].view(-1)[j] = 1.0
+        columns.append(optimizer.hessian_vector(e)[i].reshape(-1))
+    return torch.stack(columns, dim=1)
+
+
+@pytest.mark.parametrize("unusable", [-0.4, 0.0, 1e-3, float("nan")])
+@pytest.mark.parametrize("known", [True, False])
+def test_pairs_that_other_blocks_would_have_refused_are_dropped(unusable, known, caplog):
+    named, state = state_of_one_block([0.8, unusable, 0.6, unusable])
+    if not known:  # a state written before blocks were noted
+        for values in state["state"].values():
+            del values["block"]
+    params = [p for _, p in named]
+    optimizer = MLBFGS(named, blocks=["u", "v"], **LOADED)
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        optimizer.load_state_dict(copy.deepcopy(state))
+    (said,) = caplog.messages
+    assert "of block 1, 2 pairs" in said
+    assert [optimizer.state[p]["pairs"] for p in params] == [6, 2]
+    for i, slots in enumerate(((2, 3, 0, 1), (2, 0))):
+        s, y = (state["state"][i][key].numpy() for key in ("s_history", "y_history"))
+        h = dense_bfgs([s[k] for k in slots], [y[k] for k in slots])
+        np.testing.assert_allclose(matrix(optimizer, params, i).numpy(), h, rtol=1e-10)
+        assert np.linalg.eigvalsh(h).min() > 0
+    assert torch.equal(optimizer.state[params[1]]["s_history"][2:], torch.zeros(2, 3).double())
+    for _ in range(10):
+        for p in params:
+            p.grad = p.detach().clone()
+        optimizer.step()
+    assert all(p.isfinite().all() for p in params)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_pairs_stay_to_the_last_bit_under_the_blocks_that_accepted_them(variant, caplog):
+    # without thresholds a pair of negative curvature is accepted, as in the papers' ablation
+    settings = {**LOADED, "damping": 1.0, "curvature_bounds": None, "variant": variant}
+    settings |= {"blocks": ["u", "v"], "history_dtype": torch.bfloat16}
+    named = [(n, torch.nn.Parameter(torch.linspace(1, 2, 5))) for n in "uv"]
+    optimizer = MLBFGS(named, **settings)
+    for _ in range(14):
+        for sign, (_, p) in zip((1.0, -0.5), named, strict=True):
+            p.grad = sign * p.detach() * torch.linspace(0.5, 1, 5)
+        optimizer.step()
+    history = optimizer._built.history
+    assert history.pairs[1] >= 4 and (history.pair_products()[4:8, 1] < 0).all()
+    twin = MLBFGS(named, **settings)
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert not caplog.messages
+    assert torch.equal(twin._built.history.C, history.C)
+    assert torch.equal(twin._built.history.W, history.W)
