@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -115,6 +116,9 @@ class FlatState:
         self.skipped = [0] * len(layout.blocks)
         self.damped = [0] * len(layout.blocks)
         self.origin = [-1] * len(layout.params)
+        #: what `expose` gave, in flat order, and the tensors in it
+        self._shown: list[dict[str, Any]] = []
+        self._shown_tensors: list[tuple[Tensor, ...]] = []
         self.work, self.work_pieces = self._allocate_work()
         # low-precision operands would be added in their own dtype before they are widened
         self.sums_in_one_pass = layout.device.type == "cpu" and all(
@@ -147,28 +151,37 @@ class FlatState:
     def expose(self) -> dict[Tensor, dict[str, Any]]:
         """The state of every parameter, for `torch.optim.Optimizer.state`."""
         layout = self.layout
-        state: dict[Tensor, dict[str, Any]] = {
-            p: {
+        self._shown = [
+            {
                 name: shown(vector, layout, i, self.collectives)
                 for name, vector in self._vectors().items()
             }
-            for i, p in enumerate(layout.params)
-        }
-        self.write_counters(state)
-        return state
+            for i in range(len(layout.params))
+        ]
+        self._shown_tensors = [tuple(entry.values()) for entry in self._shown]
+        self.write_counters()
+        return dict(zip(layout.params, self._shown, strict=True))
 
-    def write_counters(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    def is_shown_by(self, state: Mapping[Tensor, dict[str, Any]]) -> bool:
+        """Whether a state still has the entries that `expose` gave, with the same tensors."""
+        entries, tensors = self._shown, self._shown_tensors
+        if len(state) < len(entries) or not all(map(is_, entries, state.values())):
+            return False
+        return all(
+            len(entry) >= len(known) and all(map(is_, known, entry.values()))
+            for entry, known in zip(entries, tensors, strict=True)
+        )
+
+    def write_counters(self) -> None:
         """Bring the counters in every parameter's state up to date."""
-        layout = self.layout
-        places = zip(layout.params, layout.block_of, self.seeded, self.origin, strict=True)
-        for p, block, seeded, origin in places:
-            s = state[p]
-            s["step"] = self.step
-            s["seeded"] = int(seeded)
-            s["pairs"] = self.history.pairs[block]
-            s["skipped"] = self.skipped[block]
-            s["damped"] = self.damped[block]
-            s["block"] = origin
+        places = zip(self._shown, self.layout.block_of, self.seeded, self.origin, strict=True)
+        for entry, block, seeded, origin in places:
+            entry["step"] = self.step
+            entry["seeded"] = int(seeded)
+            entry["pairs"] = self.history.pairs[block]
+            entry["skipped"] = self.skipped[block]
+            entry["damped"] = self.damped[block]
+            entry["block"] = origin
 
     def load(
         self, values: Mapping[Tensor, Mapping[str, Any]], bounds: Bounds | None = None

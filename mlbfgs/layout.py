@@ -142,6 +142,7 @@ class Layout:
         self.device = tensors[0].device
         self._dense = [torch.ops.aten.is_non_overlapping_and_dense(t) for t in tensors]
         self._orders = [memory_order(t) for t in tensors]
+        self._seen = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
         #: of the state's views: a parameter's own, row-major where it has gaps
         self.strides = [
             t.stride() if dense else torch.empty(t.shape, device="meta").stride()
@@ -222,9 +223,9 @@ class Layout:
         return slices
 
     def fits(self) -> bool:
-        """Whether the parameters' memory is still ordered as it was at construction."""
-        pairs = zip(self.tensors(), self._orders, strict=True)
-        return all(memory_order(t) == order for t, order in pairs)
+        """Whether the parameters' shapes, strides, dtypes and devices are those of construction."""
+        pairs = zip(self.tensors(), self._seen, strict=True)
+        return all((t.shape, t.stride(), t.dtype, t.device) == seen for t, seen in pairs)
 
     def cut(self, tensors: Sequence[_MaybeTensor]) -> list[_MaybeTensor]:
         """Each parameter's tensor as pieces, which are views wherever the memory allows it.

@@ -5,7 +5,9 @@ What a step does stands in `mlbfgs.step`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
 from typing import Any, overload
 
 import torch
@@ -17,7 +19,7 @@ from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind, hessian_direction
 from mlbfgs.flat_state import FlatState, whole_tensors
-from mlbfgs.layout import Layout, local
+from mlbfgs.layout import Layout, is_dtensor, local
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_outside
 from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settings
 from mlbfgs.step import take_step
@@ -147,6 +149,7 @@ class MLBFGS(Optimizer):
         self._records: list[CurvatureRecord] = []
         self._unread = False
         self._built: FlatState | None = None
+        self._known: list[tuple[Tensor, ...]] = []
         self._collectives: Collectives | None = None
         self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
         super().__init__(params, defaults)
@@ -197,7 +200,7 @@ class MLBFGS(Optimizer):
         records = take_step(flat, self.param_groups, shared, grads)
         if records is not None:
             self._records, self._unread = records, shared.variant.same_step
-        flat.write_counters(self.state)
+        flat.write_counters()
 
     # --- what a user may ask -------------------------------------------------------------------
 
@@ -311,6 +314,11 @@ class MLBFGS(Optimizer):
             self.param_groups.pop()
             raise
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state by number of the parameter, and the groups: see torch.optim.Optimizer."""
+        self._flat_state()
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, written under any block policy and on any device.
 
@@ -353,9 +361,23 @@ class MLBFGS(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
+        self._flat_state()
         self.curvature_records()  # reads what lies in flat storage
         kept = ("_betas", "_blocks", "_outside", "_history_dtype", "_records", "_collectives")
-        return {**super().__getstate__(), **{key: self.__dict__[key] for key in kept}}
+        own = {key: self.__dict__[key] for key in kept}
+        # cloned: a view is pickled with the whole of its storage
+        state = {
+            p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
+            for p, entry in self.state.items()
+        }
+        ranks = (self._ranks[0], None)  # `_collectives` has the group, which cannot be copied
+        return {
+            **super().__getstate__(),
+            **own,
+            "state": defaultdict(dict, state),
+            "_ranks": ranks,
+            "_built": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; torch also calls this with loaded groups."""
@@ -383,13 +405,16 @@ class MLBFGS(Optimizer):
         groups = [group_of[p] for p in params]
         blocks, outside = assign_outside(self._blocks, self._outside, self._names(), sizes, groups)
         shared = shared_settings(self.param_groups)
-        if self._collectives is None:
-            self._collectives = collectives_for(params, *self._ranks)
-        layout = Layout(params, groups, blocks, self._collectives.spread, self._names())
-        self._collectives.lay_out(layout)
+        collectives = self._collectives
+        if collectives is None or (
+            self._built is not None and _on_mesh(self._built.layout.params) != _on_mesh(params)
+        ):
+            collectives = collectives_for(params, *self._ranks)
+        layout = Layout(params, groups, blocks, collectives.spread, self._names())
+        collectives.lay_out(layout)
         flat = FlatState(
             layout,
-            self._collectives,
+            collectives,
             history_size=shared.history_size,
             history_dtype=self._history_dtype,
             with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
@@ -398,18 +423,36 @@ class MLBFGS(Optimizer):
         )
         with torch.no_grad():
             flat.load(values, shared.curvature_bounds)
-        self._built, self._records, self._unread = flat, [], False
+        self._built, self._collectives = flat, collectives
+        self._records, self._unread = [], False
         exposed = flat.expose()
         self.state.clear()
         self.state.update(exposed)
+        self._known = [tuple(group["params"]) for group in self.param_groups]
 
     def _flat_state(self) -> FlatState:
-        """The state, laid out anew where a group was given momentum or memory was reordered."""
+        """The state, laid out anew from `self.state` where something was changed from outside.
+
+        That is: a group was given momentum; parameters are of another dtype, device or memory
+        format, or were exchanged for others of their shapes (as for FSDP2's); tensors of the state
+        were exchanged (as by whoever moves them to another device and back) or removed.
+
+        Raises:
+            RuntimeError: parameters or groups are missing or were added behind our back.
+        """
         flat = self._built
         assert flat is not None
-        if "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups):
-            self._rebuild(dict(self.state))
-        elif not flat.layout.fits():  # say, the model was made channels-last since
+        exchanged = not self._has_known_parameters()
+        if exchanged:
+            self._check_exchanged()
+        if (
+            exchanged
+            or not flat.is_shown_by(self.state)
+            or (
+                "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups)
+            )
+            or not flat.layout.fits()
+        ):
             self._rebuild(dict(self.state))
         wanted = self.param_groups[0]["history_size"]
         if wanted != flat.history.history_size:
@@ -419,6 +462,23 @@ class MLBFGS(Optimizer):
             )
         assert self._built is not None
         return self._built
+
+    def _has_known_parameters(self) -> bool:
+        """Whether the groups hold the parameters that the state was laid out for."""
+        groups = self.param_groups
+        return len(groups) == len(self._known) and all(
+            len(group["params"]) == len(known) and all(map(is_, group["params"], known))
+            for group, known in zip(groups, self._known, strict=True)
+        )
+
+    def _check_exchanged(self) -> None:
+        now = [[p.shape for p in group["params"]] for group in self.param_groups]
+        if now != [[p.shape for p in known] for known in self._known]:
+            raise RuntimeError(
+                "param_groups were changed from outside: parameters may be exchanged for others of "
+                "the same shapes, add_param_group adds some, and any other change needs a new "
+                "optimizer"
+            )
 
     def _parameters(self) -> list[Tensor]:
         """Every parameter once, in the order of the groups."""
@@ -433,3 +493,7 @@ class MLBFGS(Optimizer):
             for name, p in zip(group["param_names"], group["params"], strict=True):
                 names.setdefault(p, name)
         return list(names.values())
+
+
+def _on_mesh(params: Sequence[Tensor]) -> bool:
+    return any(is_dtensor(p) for p in params)

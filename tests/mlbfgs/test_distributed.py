@@ -508,6 +508,14 @@ def ddp_and_fsdp(rank, folder):
     optimizer = MLBFGS(model.named_parameters(), blocks=2, distribution="sharded", **SETTINGS)
     restored(model, optimizer)
     found["fsdp, restored under ddp"] = train(model, optimizer, share, SAVED + 1)
+    # as Accelerate does: the optimizer is made first, then gets the sharded parameters
+    model = make_model()
+    optimizer = MLBFGS(model.named_parameters(), blocks=2, distribution="sharded", **SETTINGS)
+    fully_shard(model)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    found["fsdp, exchanged"] = train(model, optimizer, share)
+    assert isinstance(optimizer.state[next(model.parameters())]["s_history"], DTensor)
+    assert "all_gather_parameters" not in optimizer.communication()["total"]
     try:
         MLBFGS(sharded_model()[0].parameters())
     except ValueError as error:
@@ -523,7 +531,7 @@ def test_ddp_and_fsdp2_with_half_a_batch_each_follow_one_process(tmp_path):
     optimizer = MLBFGS(model.named_parameters(), blocks=2, **SETTINGS)
     expected = train(model, optimizer, slice(None))
     first, second = run_ranks(ddp_and_fsdp, 2, str(tmp_path), time_limit_s=180)
-    assert len(first) == 6
+    assert len(first) == 7
     for mode, found in first.items():
         assert torch.equal(found, second[mode]), mode
         # the mean over halves is added up in another order
