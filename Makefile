@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## make .venv and install everything under the pins of constraints.txt
 
-demo: $(STAMP) ## train SGD, Adam, KFAC, sL-BFGS, SLIM-QN and mL-BFGS on handwritten digits, 3 seeds each, and judge (2 minutes)
+demo: $(STAMP) ## train SGD, Adam, KFAC, sL-BFGS, SLIM-QN and mL-BFGS on handwritten digits, 3 seeds each, and compare (2 minutes)
 	$(BIN)/python -m experiments.reproduce digits_mlp --results-dir results/demo
 
 # Test files side by side, one thread each.

@@ -35,6 +35,8 @@ META = torch.device("meta")
 # What the state of MLBFGS holds besides the history, by kind.
 _AVERAGES = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
 _HISTORY = ("s_history", "y_history")
+# Optimizers whose step is what `_traffic` and `_messages` count.
+_COUNTED = ("mlbfgs.", "torch.optim.", "experiments.optimizers.normalized_sgd.")
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,12 @@ def make_plan(
     parameter_bytes = sum(p.nbytes for p in params)
 
     state, blocks, notes = _optimizer_state(model, optimizer_config, world_size)
+    if leaves_work_out(optimizer_config):
+        name = optimizer_config["name"]
+        notes += (
+            f"what {name} computes and tells other ranks beyond reading and writing its state: its "
+            "seconds are a lower bound",
+        )
     flops, activations = _passes(model, data, pass_images)
     distribution = str(optimizer_config.get("distribution", "replicated"))
     copies = distribution != "replicated" and world_size > 1
@@ -162,6 +170,11 @@ def make_plan(
 def is_quasi_newton(config: Mapping[str, Any]) -> bool:
     """Whether an optimizer's config names this project's optimizer."""
     return str(config.get("_target_", "")).startswith("mlbfgs.")
+
+
+def leaves_work_out(config: Mapping[str, Any]) -> bool:
+    """Whether an optimizer does more than read and write its state, and we do not count it."""
+    return not str(config.get("_target_", "")).startswith(_COUNTED)
 
 
 def _optimizer_state(

@@ -24,7 +24,7 @@ from experiments.analysis.judging.costs import PREDICTIONS, Work
 from experiments.campaign.outlook import count_cost
 from experiments.campaign.selection import select
 from experiments.composition import compose_config
-from experiments.cost_plan import CostPlan, predict
+from experiments.cost_plan import CostPlan, leaves_work_out, predict
 from experiments.errors import UserError
 from experiments.plan import read_hardware
 from experiments.runs.atomic import write_atomically
@@ -53,7 +53,13 @@ def count(spec: RunSpec, counted: dict[str, CostPlan]) -> Work:
     epochs = int(spec.config.train.epochs)
     steps = epochs * cost.steps_per_epoch
     seconds = epochs * predict(cost, machine, assumed).epoch_s
-    return Work(epochs, steps, float(f"{float(cost.flops) * steps:.6g}"), float(f"{seconds:.6g}"))
+    return Work(
+        epochs,
+        steps,
+        float(f"{float(cost.flops) * steps:.6g}"),
+        float(f"{seconds:.6g}"),
+        leaves_work_out(spec.config.optimizer),
+    )
 
 
 def count_all(claims_path: Path = DEFAULT_CLAIMS) -> dict[str, object]:
@@ -72,7 +78,8 @@ def count_all(claims_path: Path = DEFAULT_CLAIMS) -> dict[str, object]:
             choices += [f"arm={name}" for name in each.arms]
             for choice in choices:
                 spec = _spec(each.experiment, choice, scale)
-                found[spec.contestant] = asdict(count(spec, counted))
+                work = asdict(count(spec, counted))
+                found[spec.contestant] = {k: v for k, v in work.items() if v is not False}
     return {"machine": f"one GPU of {MACHINE}", "runs": runs}
 
 

@@ -260,6 +260,14 @@ def test_report_names_every_assumption_and_every_source(capsys: pytest.CaptureFi
     assert assumed.latency_s == 20e-6
 
 
+@pytest.mark.parametrize(("optimizer", "short"), [("kfac", True), ("adam", False)])
+def test_seconds_that_leave_work_out_are_called_a_lower_bound(
+    optimizer: str, short: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dataset=digits", "model=mlp", f"optimizer={optimizer}"]) == 0
+    assert (f"left out: what {optimizer} computes" in capsys.readouterr().out) == short
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [

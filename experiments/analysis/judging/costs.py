@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.analysis.judging.settling import seconds_of_a_run
-from experiments.analysis.measuring.groups import Results
+from experiments.analysis.measuring.groups import Results, display_name
 from experiments.errors import UserError
 
 PREDICTIONS = "predictions.json"
@@ -30,12 +30,14 @@ class Work:
         steps: of the run.
         flops: of its forward and backward passes.
         seconds: predicted on the machine that `Predictions.machine` names.
+        lower_bound: whether they leave some of the optimizer's work out.
     """
 
     epochs: int
     steps: int
     flops: float
     seconds: float
+    lower_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ def cost_of_runs(
     seconds = [count * work.seconds for work, count in _both(works, wanted) if work is not None]
     if len(seconds) < len(wanted):
         return None
-    return Cost(math.fsum(seconds), f"predicted for {predictions.machine}")
+    source = f"predicted for {predictions.machine}"
+    short = [display_name(name) for name, work in works.items() if work and work.lower_bound]
+    if short:
+        source += f", at least: without all that {' and '.join(short)} computes"
+    return Cost(math.fsum(seconds), source)
 
 
 def _measured(

@@ -103,6 +103,8 @@ def compare(
     )
     left = _transform([subject[seed] for seed in seeds], logarithmic)
     right = _transform([reference[seed] for seed in seeds], logarithmic)
+    if not subject or not reference:
+        return told(reason="no run on one side has a value")
     if not seeds:
         return told(reason="no seed in common")
     if any(map(math.isinf, (*left, *right))):
@@ -125,14 +127,18 @@ def _with_misses(
     pairs = list(zip(left, right, strict=True))
     n, missed = len(pairs), sum(math.isinf(a) or math.isinf(b) for a, b in pairs)
     told = partial(told, missed=missed)
+    without = f"not computable: {missed} of {n} missed"
     if n < MEDIAN_SEEDS:
-        return told(reason=f"not computable: {missed} of {n} missed")
+        return told(reason=without)
     lowest = tuple(-math.inf if math.isinf(a) and a == b else a - b for a, b in pairs)
     highest = tuple(math.inf if math.isinf(a) and a == b else a - b for a, b in pairs)
     (low_middle, low), (high_middle, high) = median_interval(lowest), median_interval(highest)
+    bounds = Interval(low.low, high.high)
+    if bounds.low == bounds.high:  # infinite
+        return told(bounds=bounds, reason=without)
     return told(
         middle=low_middle if low_middle == high_middle else None,
-        bounds=Interval(low.low, high.high),
+        bounds=bounds,
         reason=f"{missed} of {n} missed: the median and its interval",
     )
 

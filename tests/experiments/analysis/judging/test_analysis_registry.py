@@ -46,7 +46,7 @@ def registry_in(folder: Path) -> Path:
             scale: {
                 "sgd": {**WORK, "flops": 1e9, "seconds": 10.0},
                 "mlbfgs": {**WORK, "flops": 1e9, "seconds": 11.0},
-                "adam": {**WORK, "flops": 2e9, "seconds": 20.0},
+                "adam": {**WORK, "flops": 2e9, "seconds": 20.0, "lower_bound": True},
             }
             for scale in ("full", "reduced")
         }
@@ -106,6 +106,9 @@ def test_claims_not_run_have_command_and_cost(written):
     assert full["outcome"] == "not run" and full["command"].endswith("--scale full")
     assert full["predicted_cost_s"] == 3 * (10.0 + 11.0)
     assert full["predicted_from"] == "predicted for one GPU"
+    assert at(written, "other", "full")["predicted_from"] == (
+        "predicted for one GPU, at least: without all that Adam computes"
+    )
     # Adam was not run at reduced scale: 20 s for 1e9 FLOPs, so 40 s for its 2e9, three seeds.
     scaled = at(written, "other", "reduced")
     assert scaled["outcome"] == "not run" and scaled["reason"] == "no ended run of Adam"
