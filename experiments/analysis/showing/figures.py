@@ -126,6 +126,10 @@ def curvature_figure(results: Results) -> Figure | None:
     for panel, name, label in panels:
         for group in groups:
             _draw_trace(panel, group, name, styles[group])
+        if not panel.lines:
+            panel.set_axis_off()
+            panel.text(0.5, 0.5, f"{label}: not recorded", ha="center", transform=panel.transAxes)
+            continue
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         if name != "cos_direction_gradient" and _spans_decades(panel):
@@ -136,7 +140,8 @@ def curvature_figure(results: Results) -> Figure | None:
             colour = look_of(group).colour
             grid[0][0].plot(steps, median, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)))
     # The cosine is shown from 0 on: how near to 1 it lies is the point of the panel.
-    grid[1][0].set_ylim(bottom=min(0.0, grid[1][0].get_ylim()[0]), top=1.03)
+    if grid[1][0].lines:
+        grid[1][0].set_ylim(bottom=min(0.0, grid[1][0].get_ylim()[0]), top=1.03)
     caption = (
         "line: median over blocks and seeds; band: smallest to largest; dotted: μ after damping"
     )

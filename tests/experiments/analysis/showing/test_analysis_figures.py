@@ -277,7 +277,9 @@ def test_a_run_that_ends_with_its_first_pair_has_no_direction(tmp_path):
     results = results_of(tmp_path, FakeRun("slimqn", curvature=[first_pair(100)]))
     assert summarise_curvature(results.groups[0]).words().endswith("; no direction was recorded")
     assert [panel.metric for panel in curvature_panels(results, "toy")] == ["mu", "gamma"]
-    assert figures.curvature_figure(results) is not None
+    drawn = figures.curvature_figure(results)
+    told = [text.get_text() for panel in drawn.axes for text in panel.texts]
+    assert told == ["cos(d, g): not recorded", "‖d‖ / ‖g‖: not recorded"]
 
 
 def test_optimizer_without_curvature_has_no_summary(tmp_path):
