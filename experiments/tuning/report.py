@@ -108,8 +108,8 @@ def summary_markdown(search: Search, studies: Sequence[OptimizerStudy]) -> str:
         "",
         f"Space `{search.space.name}`, {search.trials} trials for each optimizer, each "
         f"{seeds}. `{metric}` is that of {_holdout(studies)} held-out training images after "
-        "the last epoch; no trial looked at the test set. A diverged trial counts as the worst. All "
-        f"trials: `{TRIALS_FILE}`.",
+        "the last epoch; no trial looked at the test set. A diverged trial counts as the worst. "
+        f"All trials: `{TRIALS_FILE}`.",
         "",
         table,
         *(["", *notes] if notes else []),
