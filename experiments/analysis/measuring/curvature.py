@@ -14,14 +14,13 @@ directions, whose H is the identity, are left out of everything that is said or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from experiments.analysis.measuring.groups import Group
-from experiments.analysis.measuring.runs import FloatArray, Run, series
+from experiments.analysis.measuring.runs import FloatArray, Record, Run, series
 
 PARALLEL = 0.95
 OBLIQUE = 0.5
@@ -175,7 +174,7 @@ def trace(runs: Sequence[Run], name: str) -> Trace:
     )
 
 
-def _values(records: Sequence[Mapping[str, Any]], name: str) -> FloatArray:
+def _values(records: Sequence[Record], name: str) -> FloatArray:
     """A field of curvature records; of directions NaN where H was the identity."""
     values = series(records, name)
     if name in _OF_DIRECTION:
