@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
     from torch.distributed.checkpoint.planner import WriteItem
 
+#: What to do about a state that a rank cannot load.
+_REMEDY = (
+    "each rank loads what it saved itself, or save and load with torch.distributed.checkpoint "
+    "(docs/distributed.md)"
+)
 _ELEMENTWISE = ("aten.detach.default", "aten.clone.default", "aten._to_copy.default")
 
 
@@ -152,6 +157,10 @@ class StateShard(Tensor):
         same_order = memory_order_of(self) == memory_order_of(other)
         return same_order and self.shape == other.shape and self.stretches == other.stretches
 
+    def is_foreign(self, collectives: Collectives) -> bool:
+        """Whether it is the part of another one of these ranks."""
+        return len(self.stretches) == collectives.world_size and self.rank != collectives.rank
+
     def whole(self, collectives: Collectives) -> Tensor:
         """The whole tensor: a collective call, for which every rank needs memory.
 
@@ -162,13 +171,18 @@ class StateShard(Tensor):
             A tensor of shape `self.shape`.
 
         Raises:
-            ValueError: it was written by other ranks.
+            ValueError: it was written by other ranks, or is another rank's part.
         """
-        if len(self.stretches) != collectives.world_size:
+        ranks = len(self.stretches)
+        if ranks != collectives.world_size:
             raise ValueError(
-                f"the state is one rank's part of {len(self.stretches)}, but "
-                f"{collectives.world_size} load it: save and load it with "
-                "torch.distributed.checkpoint (docs/distributed.md)"
+                f"the state is one rank's part of {ranks}, but {collectives.world_size} load it: "
+                f"{_REMEDY}"
+            )
+        if self.is_foreign(collectives):
+            raise ValueError(
+                f"the state is rank {self.rank}'s part of {ranks}, but loaded by rank "
+                f"{collectives.rank}: {_REMEDY}"
             )
         rows, numel = self.local.shape[:-1], math.prod(self.param_shape)
         flat = self.local.new_empty((*rows, numel))
@@ -308,10 +322,12 @@ def own_part(
         A tensor of the shape of `layout.view`.
 
     Raises:
-        ValueError: the shape is another one, or the value is a part of what other ranks wrote.
+        ValueError: the shape is another one, or the value is a part of what other ranks wrote or
+            another rank's part.
     """
     if isinstance(value, StateShard):
-        if isinstance(like, StateShard) and value.lies_as(like):
+        own = not value.is_foreign(collectives)
+        if own and isinstance(like, StateShard) and value.lies_as(like):
             return value.local
         value = value.whole(collectives)
     if is_dtensor(value) and not is_dtensor(like):
@@ -326,6 +342,30 @@ def own_part(
     if value.dim() == len(layout.shapes[i]):
         return layout.part(value, i, start, stop).reshape(-1)
     return torch.stack([layout.part(row, i, start, stop).reshape(-1) for row in value])
+
+
+def refuse_foreign_parts(
+    values: Mapping[Tensor, Mapping[str, Any]], layout: Layout, collectives: Collectives
+) -> None:
+    """On all ranks, refuse a state of which some rank has another's part: a collective call.
+
+    Args:
+        values: for each parameter its state.
+        layout: what each rank keeps.
+        collectives: the ranks.
+
+    Raises:
+        ValueError: on a rank that has another's part, it says whose; on the others, that there is
+            one.
+    """
+    given = [v for entry in values.values() for v in entry.values() if isinstance(v, StateShard)]
+    if not given:
+        return
+    foreign = next((v for v in given if v.is_foreign(collectives)), None)
+    if collectives.anywhere(foreign is not None, layout.device):
+        if foreign is not None:
+            foreign.whole(collectives)
+        raise ValueError(f"another rank was given the state of a rank that it is not: {_REMEDY}")
 
 
 def _dtensor(view: Tensor, param: Tensor) -> Tensor:

@@ -120,6 +120,15 @@ class Collectives:
         self._route = Route(layout, [p.dtype for p in layout.params], BUFFER_BYTES)
         self._tags = torch.zeros_like(tags)
 
+    def anywhere(self, here: bool, device: torch.device) -> bool:
+        """Whether something holds on any rank: a collective call, for which the host waits."""
+        if self.world_size == 1:
+            return here
+        flag = torch.tensor([int(here)], device=device)
+        with self._count("all_reduce_load", flag.nbytes):
+            dist.all_reduce(flag, group=self._group)
+        return bool(flag.item())
+
     def begin_step(self) -> None:
         """Count the bytes of a new step."""
         self.steps += 1

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlbfgs.checkpoint import StateShard, own_part, shown
+from mlbfgs.checkpoint import StateShard, own_part, refuse_foreign_parts, shown
 from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
@@ -197,9 +197,10 @@ class FlatState:
             bounds: thresholds (σ_L, σ_H) of the pairs, or None.
 
         Raises:
-            ValueError: a tensor does not have its parameter's shape.
+            ValueError: a tensor does not have its parameter's shape, or is another rank's part.
         """
         layout, history = self.layout, self.history
+        refuse_foreign_parts(values, layout, self.collectives)
         counters = [
             {key: int(values.get(p, {}).get(key, 0)) for key in ("step", *BLOCK_COUNTERS)}
             for p in layout.params

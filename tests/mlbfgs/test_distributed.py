@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mlbfgs import MLBFGS, SLIMQN, collectives
-from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state
+from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state, own_part
 from tests.gloo import run_ranks
 from tests.mlbfgs.test_optimizer import LOADED, state_of_one_block
 
@@ -278,6 +278,46 @@ def test_ranks_drop_the_same_pairs_as_one_process(mode):
     for found, ours in run_ranks(dropped_under_other_blocks, 2, mode):
         assert found == pairs
         torch.testing.assert_close(ours, product, rtol=1e-12, atol=0)
+
+
+def loaded_from_rank_zero(rank):
+    """All ranks load what rank 0 saved with torch.save; then each its own, under other shards."""
+    said = {}
+    named = make_parameters()
+    optimizer = make_optimizer(named, distribution="sharded")
+    walk(named, optimizer, 1, 8)
+    box = [pickle.dumps(optimizer.state_dict()) if rank == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    for mode in ("sharded", "blocks"):
+        other = make_optimizer(make_parameters(), distribution=mode)
+        try:
+            other.load_state_dict(pickle.loads(box[0]))
+        except ValueError as error:
+            said[mode] = str(error)
+        other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
+    shard = pickle.loads(box[0])["state"][0]["param_average"]
+    for use in ("whole", "own_part"):
+        if rank == 1:  # alone: refused before anybody waits
+            flat = optimizer._built
+            i = next(i for i, p in enumerate(flat.layout.params) if p is named["conv"])
+            like = optimizer.state[named["conv"]]["param_average"]
+            try:
+                if use == "whole":
+                    shard.whole(flat.collectives)
+                else:
+                    own_part(shard, like, flat.layout, i, flat.collectives)
+            except ValueError as error:
+                said[use] = str(error)
+    return said
+
+
+def test_another_ranks_part_is_refused_on_all_ranks():
+    first, second = run_ranks(loaded_from_rank_zero, 2)
+    theirs = "the state is rank 0's part of 2, but loaded by rank 1: each rank loads what it saved"
+    assert set(second) == {"sharded", "blocks", "whole", "own_part"}
+    assert all(text.startswith(theirs) for text in second.values())
+    assert set(first) == {"sharded", "blocks"}
+    assert all("another rank was given the state of a rank" in text for text in first.values())
 
 
 # --- what ranks tell each other -------------------------------------------------------------------
