@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
@@ -188,7 +189,7 @@ class MLBFGS(Optimizer):
         return loss
 
     # what happens depends on the step number: a compiled step would be compiled again and again
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo  # as torch.optim does; torch.compiler.disable imports torch._dynamo at once
     def _step(self) -> None:
         flat = self._flat_state()
         grads = flat.layout.gradients()

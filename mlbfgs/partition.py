@@ -337,7 +337,8 @@ def plan(
     """What `MLBFGS(model.named_parameters(), ...)` would do, before anything is allocated.
 
     Args:
-        model: the model; parameters that do not require a gradient are left out.
+        model: the model. Its frozen parameters count, because the optimizer keeps state for every
+            parameter that it is given, so that it can be thawed.
         blocks: block policy.
         outside_blocks: regular expressions of parameters in no block.
         history_size: M.
@@ -352,7 +353,7 @@ def plan(
     Raises:
         ValueError: the policy does not fit the model.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    named = list(model.named_parameters())
     names, sizes = tuple(name for name, _ in named), tuple(p.numel() for _, p in named)
     dtype = state_dtype([p for _, p in named])
     assigned, outside = assign_outside(blocks, outside_blocks, names, sizes)

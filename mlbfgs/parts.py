@@ -23,7 +23,10 @@ Group = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """What a step touches of one segment: the pieces that have a gradient."""
+    """What a step touches of one segment: the pieces that have a gradient.
+
+    The functions below are for segments with one such piece at least.
+    """
 
     incomplete: bool
     theta: list[Tensor]
@@ -59,7 +62,7 @@ def gather(flat: FlatState, segment: Segment, part: Part, group: Group, decay: f
         # the same sums as below, in one pass: there are no kernel launches to save on a CPU
         for out, g, t in zip(part.work, part.gradients, part.theta, strict=True):
             torch.add(g, t, alpha=decay, out=out)
-    elif part.theta:
+    else:
         torch._foreach_copy_(part.work, part.gradients)
         if group["maximize"]:
             torch._foreach_neg_(part.work)
@@ -69,7 +72,7 @@ def gather(flat: FlatState, segment: Segment, part: Part, group: Group, decay: f
 
 def add_decay(part: Part, decay: float) -> None:
     """Add `decay` θ to what lies in the work buffer."""
-    if decay != 0 and part.theta:
+    if decay != 0:
         torch._foreach_add_(part.work, part.theta, alpha=decay)
 
 
@@ -82,8 +85,6 @@ def update_averages(part: Part, betas: tuple[float, float], variant: Variant, sc
         variant: `averaging` counts here.
         scale: of the gradient.
     """
-    if not part.theta:
-        return
     dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
     theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
     entering = ((part.param_average, theta, 1.0), (part.grad_average, part.work, scale))
@@ -98,8 +99,6 @@ def update_averages(part: Part, betas: tuple[float, float], variant: Variant, sc
 
 def descend(part: Part, group: Group) -> None:
     """Heavy ball and update of the segment; its direction lies in the work buffer."""
-    if not part.theta:
-        return
     step = part.work
     if group["momentum"] != 0:
         torch._foreach_mul_(part.momentum_buffer, group["momentum"])

@@ -121,7 +121,7 @@ class _Step:
         undecayed = variant.kl_clip is not None and any(g["weight_decay"] != 0 for g in groups)
         self.sums = flat.history.new_sums(2 if undecayed else 1)
         self.direction: Direction | None = None
-        self.fresh: list[list[Tensor]] = []
+        self.fresh: list[tuple[Part, list[Tensor]]] = []
 
     def preconditioned(self) -> list[bool]:
         """For each block whether its direction is H g."""
@@ -155,6 +155,8 @@ class _Step:
         with_square = kind == "norm_matched_gradient" or self.scaled or self.pair_due
         undecayed = len(self.sums) == 2
         for segment, part in zip(self.flat.layout.segments, self.parts, strict=True):
+            if not part.theta:  # nothing to add to a sum, nothing to move
+                continue
             group, decay = self.groups[segment.group], self.decay(segment)
             decayed = variant.averaged_gradient == "decayed"
             plain = undecayed or not decayed
@@ -187,7 +189,7 @@ class _Step:
         scale = 1 + decay if variant.averaged_gradient == "scaled" else 1.0
         update_averages(part, self.shared.betas, variant, scale)
         if variant.reset_grad_average and self.ends_interval:
-            self.fresh.append([w * scale for w in part.work])
+            self.fresh.append((part, [w * scale for w in part.work]))
 
     def second_pass(self) -> None:
         """Alg. 1, lines 9-11: the direction, and the step along it."""
@@ -203,7 +205,7 @@ class _Step:
         # backwards: what the first pass read last is still in cache
         pairs = zip(reversed(flat.layout.segments), reversed(self.parts), strict=True)
         for segment, part in pairs:
-            if waits[segment.block]:
+            if waits[segment.block] and part.theta:
                 group = self.groups[segment.group]
                 g = gather(flat, segment, part, group, self.decay(segment))
                 flat.history.combine_(
@@ -236,10 +238,8 @@ class _Step:
         flat = self.flat
         flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
         flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
-        if self.fresh:
-            for part, fresh in zip(self.parts, self.fresh, strict=True):
-                if fresh:
-                    torch._foreach_copy_(part.grad_average, fresh)
+        for part, fresh in self.fresh:
+            torch._foreach_copy_(part.grad_average, fresh)
 
 
 def _seed_averages(
@@ -247,9 +247,8 @@ def _seed_averages(
 ) -> None:
     """A parameter's averages start at its first value and gradient (Alg. 1, line 1).
 
-    So do its snapshots: a parameter that joins late has no part in the current s and y. (Where the
-    averages are sums, they grow from the first value on, so that it has a part, as in the release
-    every parameter has in the first pair.)
+    So do its snapshots: of a parameter that joins late, the current s and y have what it did since.
+    (Averages that are sums grow from the first value on, as in the release.)
     """
     if all(flat.seeded):
         return

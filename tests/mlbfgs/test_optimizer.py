@@ -3,13 +3,15 @@
 import copy
 import itertools
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize as scipy_minimize
 
-from mlbfgs import MLBFGS, SLIMQN, reference
+from mlbfgs import MLBFGS, SLIMQN, curvature, layout, reference
 from tests.mlbfgs.oracles import dense_bfgs
 
 SHAPES = [(3, 4), (7,), (2, 3, 2), ()]
@@ -354,6 +356,46 @@ def test_weight_decay_is_added_in_float32_for_low_precision_parameters(dtype, ma
         torch.testing.assert_close(
             optimizer.state[p]["grad_average"], expected, rtol=1e-6, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", {"kl_clip": 0.1}])
+def test_segments_without_a_gradient_are_not_touched_and_numbers_stay(variant, monkeypatch):
+    """A large frozen parameter, its H unread, beside the same run with a gradient of zero."""
+    settings = {"betas": 0.5, "update_interval": 2, "history_size": 3, "lr": 0.05, "momentum": 0.5}
+    size = layout.SEGMENT_NUMEL
+
+    def train(frozen):
+        generator = torch.Generator().manual_seed(0)
+        big = torch.nn.Parameter(torch.zeros(size), requires_grad=not frozen)
+        small = torch.nn.Parameter(torch.ones(5))
+        optimizer = MLBFGS([big, small], variant=variant, weight_decay=0.1, **settings)
+        path = []
+        for _ in range(11):
+            if not frozen:
+                big.grad = torch.zeros(size)
+            small.grad = torch.randn(5, generator=generator)
+            optimizer.step()
+            path.append(small.detach().clone())
+        return torch.stack(path)
+
+    expected = train(frozen=False)
+    touched = []
+    for name in ("project", "combine_"):
+        method = getattr(curvature.CurvatureHistory, name)
+
+        def counting(history, *args, method=method):
+            touched.append(args[-2] - args[-3])  # stop - start
+            return method(history, *args)
+
+        monkeypatch.setattr(curvature.CurvatureHistory, name, counting)
+    assert torch.equal(train(frozen=True), expected)
+    assert touched and set(touched) == {5}
+
+
+def test_importing_the_package_leaves_the_compiler_out():
+    code = "import sys, mlbfgs; sys.exit('torch._dynamo' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 # --- a state under other blocks ------------------------------------------------------------------

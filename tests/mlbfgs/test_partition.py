@@ -57,6 +57,12 @@ def test_plan_forecasts_the_bytes_of_the_real_state(resnet18):
         assert forecast == optimizer.plan()
 
 
+def test_plan_counts_frozen_parameters_as_the_optimizer_does():
+    model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 10))
+    model[0].requires_grad_(False)
+    assert plan(model, 2) == MLBFGS(model.named_parameters(), blocks=2).plan()
+
+
 def test_plan_prints_blocks_sizes_and_memory(resnet18):
     text = str(plan(resnet18, "resblocks:2"))
     lines = text.splitlines()
