@@ -7,6 +7,8 @@ A step needs little from the other ranks, and never their history:
     sum_gram      two columns of each Gram matrix, (B, 2, 2M) float64, where
                   blocks span ranks                                               every T steps
     share         the parameters, from the rank that moved them to the others     every step
+    compare       which parameters have a gradient, where a pair is used in the
+                  step that stores it                                             every T steps
 
 Sharing is an all-gather of uneven parts, made of one broadcast from each rank (of several, where a
 part is larger than the buffer): that sends what an all-gather sends, needs no padding, and a buffer
@@ -202,13 +204,37 @@ class Collectives:
         if not self.copies:
             return
         assert self._route is not None and self._tags is not None
-        given = bytes(g is not None for g in grads)
-        if given != self._known_tag[0]:
-            self._known_tag = (given, _digest(given))
-        tag = self._known_tag[1]
+        given, tag = self._tag(grads)
         self._exchange(self._route, layout.tensors(), tag, self._tags)
         if (wait or layout.device.type == "cpu") and bool((self._tags != 0).any()):
             self._refuse(layout, given)
+
+    def compare(self, layout: Layout, grads: Sequence[Tensor | None]) -> None:
+        """What `share` refuses, before a step that not all ranks would go through alike.
+
+        Args:
+            layout: the one of `lay_out`.
+            grads: the gradients, in flat order.
+
+        Raises:
+            RuntimeError: a parameter has a gradient on some ranks only.
+        """
+        if not self.copies:
+            return
+        given, tag = self._tag(grads)
+        mine = torch.tensor([tag], device=layout.device)
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
+        with self._count("all_gather_gradients", self.world_size * mine.nbytes):
+            dist.all_gather(theirs, mine, group=self._group)
+        if bool((torch.cat(theirs) != tag).any()):
+            self._refuse(layout, given)
+
+    def _tag(self, grads: Sequence[Tensor | None]) -> tuple[bytes, int]:
+        """Which parameters have a gradient, and a number that tells it."""
+        given = bytes(g is not None for g in grads)
+        if given != self._known_tag[0]:
+            self._known_tag = (given, _digest(given))
+        return self._known_tag
 
     def exchange(self, layout: Layout, tensors: Sequence[Tensor]) -> None:
         """Fill tensors of the parameters' shapes, of which each rank knows its shard.

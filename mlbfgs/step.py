@@ -68,7 +68,10 @@ def take_step(
     step = _Step(flat, groups, shared, grads)
     idle = all(g is None for g in grads)
     records = None
-    if step.pair_due and shared.variant.same_step and not idle:
+    at_once = step.pair_due and shared.variant.same_step
+    if at_once:  # an idle rank would go another way than the others
+        flat.collectives.compare(flat.layout, grads)
+    if at_once and not idle:
         step.first_pass(averaging=True, projecting=False)
         records = _update_pairs(flat, shared, None)
         step.close_interval()

@@ -1,6 +1,7 @@
 """Several ranks against one process: real gloo processes, see `tests.gloo`."""
 
 import copy
+import itertools
 import pickle
 from collections import Counter
 
@@ -374,27 +375,27 @@ def test_bytes_are_counted_as_sent_and_follow_the_formula(mode, dtype):
         assert end["last_step"] == ({**step, **sums, **pairs} if sharded else {**step, **pairs})
 
 
-def refusals(rank):
+def refusals(rank, variant):
     said = {}
     for mode in ("blocks", "sharded"):
-        for missing in (["v"], list(SHAPES)):
+        for missing, step in itertools.product((["v"], list(SHAPES)), (8, 9)):  # 9: of a pair
             named = make_parameters()
-            optimizer = make_optimizer(named, distribution=mode)
-            walk(named, optimizer, 1, 7)
-            set_gradients(named, 8)
+            optimizer = make_optimizer(named, distribution=mode, variant=variant)
+            walk(named, optimizer, 1, step - 1)
+            set_gradients(named, step)
             if rank == 1:
                 for name in missing:
                     named[name].grad = None
             try:
                 optimizer.step()
             except RuntimeError as error:
-                said[mode, len(missing)] = str(error)
+                said[mode, len(missing), step] = str(error)
     # no gradient anywhere: nothing happens, as in one process
     named = make_parameters()
-    optimizer = make_optimizer(named, distribution="sharded")
+    optimizer = make_optimizer(named, distribution="sharded", variant=variant)
     walk(named, optimizer, 1, 8)
     before = flat_of(named), optimizer.state[named["v"]]["step"]
-    for _ in range(2):  # the second would be due for a pair
+    for _ in range(2):  # both would be due for a pair
         optimizer.zero_grad()
         optimizer.step()
     assert torch.equal(flat_of(named), before[0])
@@ -412,13 +413,14 @@ def refusals(rank):
     return said
 
 
-def test_what_ranks_disagree_about_is_named_and_no_gradient_at_all_is_no_step():
+@pytest.mark.parametrize("variant", ["paper", {"same_step": True}])
+def test_what_ranks_disagree_about_is_named_and_no_gradient_at_all_is_no_step(variant):
     named = make_parameters()
-    expected = walk(named, make_optimizer(named))[8:]
-    for said in run_ranks(refusals, 2):
-        for mode in ("blocks", "sharded"):
-            assert "v has a gradient on ranks [0] but none on ranks [1]" in said[mode, 1]
-            assert "and so have 5 others" in said[mode, len(SHAPES)]
+    expected = walk(named, make_optimizer(named, variant=variant))[8:]
+    for said in run_ranks(refusals, 2, variant):
+        for mode, step in itertools.product(("blocks", "sharded"), (8, 9)):
+            assert "v has a gradient on ranks [0] but none on ranks [1]" in said[mode, 1, step]
+            assert "and so have 5 others" in said[mode, len(SHAPES), step]
         torch.testing.assert_close(said["after"], expected, rtol=0, atol=1e-10)
         assert said["step"] == STEPS
         assert "ranks [1] have other parameters than rank 0, or in other groups" in said["blocks"]
