@@ -210,11 +210,9 @@ class FlatState:
             for name in self.views:
                 if name in given:
                     self._take(name, i, given[name])
-            self.seeded[i] = bool(given.get("seeded", "param_average" in given))
-            missing = [name for name in self.views if name not in given]
-            if given and missing:
-                logger.warning("the loaded state has no %s: starts anew", ", ".join(missing))
-            if {"s_history", "y_history"} & set(missing):  # half a pair is none
+            # an average means nothing without its snapshot, nor one average without the other
+            self.seeded[i] = bool(given.get("seeded", 1)) and all(name in given for name in VECTORS)
+            if not ("s_history" in given and "y_history" in given):  # half a pair is none
                 counters[i]["pairs"] = 0
         self.step = max(c["step"] for c in counters)
         for block in range(len(layout.blocks)):
@@ -228,6 +226,21 @@ class FlatState:
         history.rebuild(*range(len(layout.blocks)))
         self.origin = [int(values.get(p, {}).get("block", -1)) for p in layout.params]
         self._drop_unusable(bounds)
+
+    def warn_of_missing(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Log which vectors a loaded state lacks, and of how many parameters.
+
+        Args:
+            values: as in `load`; a parameter without any state has not been trained.
+        """
+        given = [values[p] for p in self.layout.params if values.get(p)]
+        counts = {name: sum(name not in entry for entry in given) for name in self.views}
+        lacking = [f"{name} of {count}" for name, count in counts.items() if count]
+        if lacking:
+            logger.warning(
+                "the loaded state of %d parameters lacks %s: starts anew there",
+                *(len(given), ", ".join(lacking)),
+            )
 
     def _drop_unusable(self, bounds: Bounds | None) -> None:
         """Drop pairs that are from other blocks and of no use in these."""

@@ -305,6 +305,8 @@ class MLBFGS(Optimizer):
             param_group.setdefault("betas", self._betas)
             variant = param_group.get("variant", self.defaults["variant"])
             param_group["variant"] = as_variant(variant, self._released)[0].switches()
+        if self._built is not None:
+            self._flat_state()
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
@@ -346,7 +348,9 @@ class MLBFGS(Optimizer):
             ids = [i for group in given["param_groups"] for i in group["params"]]
             params = [p for group in self.param_groups for p in group["params"]]
             state = given["state"]
-            self._rebuild({p: state.get(i, {}) for i, p in zip(ids, params, strict=True)})
+            values = {p: state.get(i, {}) for i, p in zip(ids, params, strict=True)}
+            self._rebuild(values)
+            self._flat_state().warn_of_missing(values)
 
         before = self.register_load_state_dict_pre_hook(take_state)
         after = self.register_load_state_dict_post_hook(put_state, prepend=True)

@@ -398,6 +398,45 @@ def test_importing_the_package_leaves_the_compiler_out():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("lost", ["param_average", "param_snapshot", "grad_snapshot"])
+def test_averages_start_at_the_first_value_where_the_loaded_state_lacks_one(lost, caplog):
+    settings = {"betas": 0.9, "update_interval": 4, "lr": 0.01}
+    x, z = (torch.nn.Parameter(torch.full((3,), v)) for v in (1.0, 2.0))
+    optimizer = MLBFGS([x, z], **settings)
+
+    def walk(optimizer, steps):
+        for _ in range(steps):
+            x.grad, z.grad = x.detach().clone(), z.detach().clone()
+            optimizer.step()
+
+    walk(optimizer, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["state"][0][lost]
+    loaded = MLBFGS([x, z], **settings)
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        loaded.load_state_dict(state)
+    assert caplog.messages == [
+        f"the loaded state of 2 parameters lacks {lost} of 1: starts anew there"
+    ]
+    assert [loaded.state[p]["seeded"] for p in (x, z)] == [0, 1]
+    before = x.detach().clone()
+    walk(loaded, 1)
+    for key in ("param_average", "param_snapshot"):
+        assert torch.equal(loaded.state[x][key], before)
+    walk(loaded, 2)
+    assert loaded.state[x]["s_history"][0].norm() < 0.1 * before.norm()  # not θ itself
+
+
+def test_momentum_given_later_is_no_loaded_state_that_lacks_something(caplog):
+    x = torch.nn.Parameter(torch.ones(3))
+    optimizer = MLBFGS([x], momentum=0.0)
+    x.grad = torch.ones(3)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        optimizer.step()
+    assert not caplog.messages and "momentum_buffer" in optimizer.state[x]
+
+
 # --- a state under other blocks ------------------------------------------------------------------
 
 LOADED = {"update_interval": 2, "history_size": 4, "betas": 0.5, "lr": 0.05}
