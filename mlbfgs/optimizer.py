@@ -22,7 +22,7 @@ from mlbfgs.direction import DirectionKind, hessian_direction
 from mlbfgs.flat_state import FlatState, whole_tensors
 from mlbfgs.layout import Layout, is_dtensor, local
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_outside
-from mlbfgs.settings import SHARED, check_group, check_parameters, shared_settings
+from mlbfgs.settings import SHARED, check_parameters, normalize_group, shared_settings
 from mlbfgs.step import take_step
 from mlbfgs.variant import (
     RELEASED_BLOCKWISE,
@@ -127,23 +127,23 @@ class MLBFGS(Optimizer):
                 f"Invalid history_dtype: {history_dtype} (float32, bfloat16, float64 or None)"
             )
         switches, asked = as_variant(variant, self._released)
-        defaults = {
+        defaults: dict[str, Any] = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
+            "betas": betas,
             "history_size": history_size,
             "update_interval": update_interval,
             "damping": damping,
-            "curvature_bounds": None if curvature_bounds is None else tuple(curvature_bounds),
+            "curvature_bounds": curvature_bounds,
             "direction": direction,
             "variant": switches.switches(),
             "maximize": maximize,
         }
+        normalize_group(defaults, self._released)
         # In `defaults`, betas would pass for Adam's: OneCycleLR and CyclicLR would cycle β1 instead
         # of the momentum. So the groups get them in `add_param_group`.
-        pair = (betas, betas) if isinstance(betas, (int, float)) else tuple(betas)
-        check_group({**defaults, "betas": pair})
-        self._betas = pair
+        self._betas = defaults.pop("betas")
         self._blocks = blocks
         self._outside = outside_blocks
         self._history_dtype = history_dtype
@@ -218,13 +218,25 @@ class MLBFGS(Optimizer):
         Returns:
             The product, in the same order and shapes, in the dtype of the averages. Before the
             first pair H is the identity.
+
+        Raises:
+            ValueError: there are other than the parameters' numbers or shapes.
         """
         flat = self._flat_state()
         layout, history = flat.layout, flat.history
         vector = torch.empty(layout.numel, dtype=layout.dtype, device=layout.device)
-        given = dict(zip(self._parameters(), vectors, strict=True))
+        params = self._parameters()
+        if len(vectors) != len(params):
+            raise ValueError(f"{len(vectors)} vectors were given for {len(params)} parameters")
+        given = dict(zip(params, vectors, strict=True))
         for i, p in enumerate(layout.params):
-            layout.put(vector, i, local(given[p]))
+            value = local(given[p])
+            if value.shape != layout.shapes[i]:
+                raise ValueError(
+                    f"the vector for {layout.names[i]} has shape {tuple(given[p].shape)}, expected "
+                    f"{tuple(p.shape)}"
+                )
+            layout.put(vector, i, value)
         sums = history.new_sums()[0]
         for s in layout.segments:
             history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
@@ -235,15 +247,16 @@ class MLBFGS(Optimizer):
         for s in layout.segments:
             history.combine_(direction.a, rows, s.block, s.start, s.stop, vector[s.start : s.stop])
         product = dict(zip(layout.params, whole_tensors(vector, flat), strict=True))
-        return [product[p] for p in self._parameters()]
+        return [product[p] for p in params]
 
     def curvature_records(self) -> list[dict[str, int | float | bool]]:
         """What happened at the newest pair update, one record for each block.
 
         Returns:
             The fields of :class:`mlbfgs.diagnostics.CurvatureRecord`; empty before the first pair
-            update and after a load. Reading them waits for nothing, but once for the direction of
-            a step that used its own pair (`same_step`).
+            update, after a load, and after `add_param_group` or another change that lays the
+            state out anew. Reading them waits for nothing, but once for the direction of a step
+            that used its own pair (`same_step`).
         """
         if self._unread:
             numbers = self._flat_state().of_step.T.tolist()
@@ -296,20 +309,22 @@ class MLBFGS(Optimizer):
         copied.
 
         Args:
-            param_group: `params` and any of `lr`, `momentum`, `weight_decay`, `maximize`.
+            param_group: `params` and any of `lr`, `momentum`, `weight_decay`, `maximize`. In the
+                middle of training, what groups share is as in the first.
 
         Raises:
             ValueError: see the class.
         """
         if isinstance(param_group, dict):  # else torch refuses it
-            param_group.setdefault("betas", self._betas)
-            variant = param_group.get("variant", self.defaults["variant"])
-            param_group["variant"] = as_variant(variant, self._released)[0].switches()
-        if self._built is not None:
-            self._flat_state()
+            shared = {**self.defaults, "betas": self._betas}
+            if self._built is not None:
+                self._flat_state()
+                shared = self.param_groups[0]
+            for key in SHARED:
+                param_group.setdefault(key, shared[key])
         super().add_param_group(param_group)
         try:
-            check_group(self.param_groups[-1])
+            normalize_group(self.param_groups[-1], self._released)
             check_parameters(self._parameters())
             if self._built is not None:
                 self._rebuild(self.state)
@@ -391,11 +406,7 @@ class MLBFGS(Optimizer):
             own = {**self.defaults, "betas": self._betas}
             for key in (*SHARED, "lr", "momentum", "weight_decay", "maximize"):
                 group.setdefault(key, own[key])
-            group["betas"] = tuple(group["betas"])
-            group["variant"] = as_variant(group["variant"], self._released)[0].switches()
-            if group["curvature_bounds"] is not None:
-                group["curvature_bounds"] = tuple(group["curvature_bounds"])
-            check_group(group)
+            normalize_group(group, self._released)
         if "_blocks" in state:  # a copy, not a load
             records = self._records
             self._rebuild(self.state)

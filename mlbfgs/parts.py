@@ -105,6 +105,6 @@ def descend(part: Part, group: Group) -> None:
         torch._foreach_add_(part.momentum_buffer, step)
         step = part.momentum_buffer
     if isinstance(group["lr"], Tensor):  # as an alpha the host would have to read it
-        torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"]))
+        torch._foreach_sub_(part.theta, torch._foreach_mul(step, group["lr"].reshape(())))
     else:
         torch._foreach_add_(part.theta, step, alpha=-group["lr"])

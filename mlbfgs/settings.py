@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, get_args
 
 from torch import Tensor
 
 from mlbfgs.damping import Bounds
 from mlbfgs.direction import DirectionKind
-from mlbfgs.variant import Variant, check_choice
+from mlbfgs.variant import Variant, as_variant, check_choice
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class SharedSettings:
     variant: Variant
 
 
-#: Their names.
+DIRECTIONS = get_args(DirectionKind)
+#: The names of the settings that groups share.
 SHARED = tuple(field.name for field in fields(SharedSettings))
 
 
@@ -47,7 +49,7 @@ def shared_settings(groups: Sequence[Mapping[str, Any]]) -> SharedSettings:
         groups: the optimizer's `param_groups`.
 
     Raises:
-        ValueError: two groups differ.
+        ValueError: two groups differ, or a direction was set that there is not.
     """
     first = groups[0]
     for key in SHARED:
@@ -57,8 +59,39 @@ def shared_settings(groups: Sequence[Mapping[str, Any]]) -> SharedSettings:
                     f"{key} must be the same in all parameter groups, not {first[key]!r} and "
                     f"{group[key]!r}: there is one curvature history"
                 )
+    check_choice("direction", first["direction"], DIRECTIONS)
     values: dict[str, Any] = {key: first[key] for key in SHARED}
     return SharedSettings(**{**values, "variant": Variant(**first["variant"])})
+
+
+def normalize_group(group: dict[str, Any], released: Variant) -> None:
+    """Bring settings that can be given in several forms into one, in place, and check all of them.
+
+    Args:
+        group: `betas` may be one number for both; `curvature_bounds` any two numbers in a row;
+            `variant` anything that `as_variant` reads.
+        released: what the variant "released" stands for.
+
+    Raises:
+        ValueError: a value is out of its range or of no known form.
+    """
+    betas, bounds = group["betas"], group["curvature_bounds"]
+    if isinstance(betas, Real):
+        group["betas"] = (betas, betas)
+    else:
+        group["betas"] = _two_numbers("betas", betas, "two numbers, or one for both")
+    if bounds is not None:
+        wanted = "σ_L < 1 <= σ_H, or None"
+        group["curvature_bounds"] = _two_numbers("curvature_bounds", bounds, wanted)
+    group["variant"] = as_variant(group["variant"], released)[0].switches()
+    check_group(group)
+
+
+def _two_numbers(key: str, value: object, wanted: str) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if len(pair) != 2 or not all(isinstance(number, Real) for number in pair):
+        raise ValueError(f"Invalid {key}: {value!r} ({wanted})")
+    return pair
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -87,9 +120,9 @@ def check_group(group: Mapping[str, Any]) -> None:
             f"Invalid damping: {group['damping']} (τ0 in (0, 1]; SLIM-QN's tables print 1 - τ0)"
         )
     bounds = group["curvature_bounds"]
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < 1.0 <= bounds[1]):
+    if bounds is not None and not bounds[0] < 1.0 <= bounds[1]:
         raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
-    check_choice("direction", group["direction"], get_args(DirectionKind))
+    check_choice("direction", group["direction"], DIRECTIONS)
 
 
 def check_parameters(params: Sequence[Tensor]) -> None:
