@@ -11,7 +11,7 @@ Interval inside the zone: *reproduced*. Interval outside: *not reproduced*. Othe
 interval: *inconclusive*, with how many more seeds would settle it. No runs that may judge the
 claim: *not run*, with the command that would settle it. A verdict carries the scale of its runs,
 and speaks for no other. The effect of a claim about what happens (`share`) is the share of the
-seeds in which it happened.
+seeds in which it happened. Seconds of several machines judge nothing.
 
 A claim that presupposes another ("damping prevents divergence": that there is one without it) is
 *inconclusive* in place of *reproduced* where the other is not reproduced at the same scale. Where
@@ -29,6 +29,7 @@ from typing import Literal
 from experiments.analysis.judging.claims import Claim
 from experiments.analysis.judging.settling import Effect, MoreSeeds, more_seeds, seconds_of_a_seed
 from experiments.analysis.measuring.groups import Group, Results, display_name
+from experiments.analysis.measuring.measures import measure_named
 from experiments.analysis.measuring.pairing import compare_groups, start_differs
 from experiments.analysis.measuring.statistics import (
     MEDIAN_SEEDS,
@@ -157,6 +158,11 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
     if results.scale not in claim.judged_at:
         reason = f"judged by runs at {' or '.join(claim.judged_at)} scale only"
         return Verdict(claim, results.scale, "not run", effect, reason, command, used)
+    machines = {run.machine for group in groups for run in group.ended}
+    if measure_named(claim.metric).kind == "seconds" and len(machines) > 1:
+        reason = f"seconds of several machines are not compared: {'; '.join(sorted(machines))}"
+        scale = results.scale
+        return Verdict(claim, scale, "inconclusive", effect, reason, command, used)
     zone = zone_of(claim)
     decided = decide(effect.interval, zone, claim.rule)
     first = decide(_first_effect(claim, results, groups).interval, zone, claim.rule)

@@ -43,7 +43,9 @@ the rule and the margin of every claim; both were written down before the runs. 
   it lies outside; *inconclusive*: neither, or there is no interval; *not run*: there are no runs
   that may judge it.
 - Seeds are compared in pairs where they share initial weights and the order of images. A target
-  never reached counts as infinite.
+  never reached counts as infinite. It is seen at evaluations, once an epoch, so that steps and
+  seconds to it are rounded up to that, and coarse in short runs.
+- Seconds are compared where all runs are of one machine.
 - Where more seeds came in than a claim asks for, and its own say something else alone, that stands
   beside the verdict. Who looks again, and who asks many claims, finds differences that are none:
   no interval is corrected for either, so a verdict near an edge is weak.

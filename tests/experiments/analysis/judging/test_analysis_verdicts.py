@@ -243,6 +243,19 @@ def test_verdict_at_another_batch_size_is_not_paired(tmp_path):
     assert verdict.more is not None and verdict.more.seeds is None
 
 
+@pytest.mark.parametrize(("other", "outcome"), [("old", "reproduced"), ("new", "inconclusive")])
+def test_seconds_of_several_machines_judge_nothing(tmp_path, other, outcome):
+    seconds = replace(SPEEDUP, metric="seconds_to_target")
+    slow = runs("sgd", (95.0,) * 3, seconds_per_epoch=20.0, hardware={"gpu": "old"})
+    fast = runs("mlbfgs", (95.0,) * 3, hardware={"gpu": other})
+    verdict = judged(tmp_path, seconds, slow, fast)
+    assert verdict.outcome == outcome
+    assert ("several machines" in verdict.reason) == (outcome == "inconclusive")
+    write_runs(tmp_path / "steps", *slow, *runs("mlbfgs", (95.0,) * 3, hardware={"gpu": other}))
+    (results,) = group_runs(load_runs(tmp_path / "steps", "toy"))
+    assert "machines" not in judge(SPEEDUP, results).reason
+
+
 def test_subject_that_always_diverges_is_not_reproduced(tmp_path):
     lost = [FakeRun("mlbfgs", seed=s, status="diverged", top1=(), loss=()) for s in range(6)]
     assert judged(tmp_path, VALUE, lost).outcome == "not reproduced"
