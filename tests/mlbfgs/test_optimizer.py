@@ -513,3 +513,24 @@ def test_pairs_stay_to_the_last_bit_under_the_blocks_that_accepted_them(variant,
     assert not caplog.messages
     assert torch.equal(twin._built.history.C, history.C)
     assert torch.equal(twin._built.history.W, history.W)
+
+
+@pytest.mark.parametrize("history_dtype", [torch.float32, torch.bfloat16])
+def test_pairs_at_the_threshold_stay_where_an_older_state_does_not_tell_their_blocks(
+    history_dtype, caplog
+):
+    # a concave function: damping puts every pair at σ_L, where rounding decides on which side
+    settings = {**LOADED, "lr": 1e-3, "history_dtype": history_dtype, "momentum": 0.0}
+    p = torch.nn.Parameter(torch.linspace(1, 2, 5000))
+    optimizer = MLBFGS([p], **settings)
+    for _ in range(14):
+        p.grad = -p.detach() * torch.linspace(0.5, 1, 5000)
+        optimizer.step()
+    assert optimizer.curvature_records()[0]["damped"] and optimizer.state[p]["pairs"] >= 4
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["state"][0]["block"]
+    twin = MLBFGS([p], **settings)
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        twin.load_state_dict(state)
+    assert not caplog.messages
+    assert torch.equal(twin._built.history.C, optimizer._built.history.C)
