@@ -234,7 +234,7 @@ def _quasi_newton_state(
         **part,
     }
     m = group["history_size"]
-    kinds["gram and coefficients"] = 3 * len(blocks.block_sizes) * (2 * m) ** 2 * 8
+    kinds["gram and coefficients"] = 2 * len(blocks.block_sizes) * (2 * m) ** 2 * 8
     return kinds, blocks, ()
 
 
