@@ -270,10 +270,10 @@ class MLBFGS(Optimizer):
 
         Returns:
             `steps`; `last_step` and `total`: bytes by collective (`all_gather_parameters`,
-            `all_reduce_step`, `all_reduce_products`, `all_reduce_gram`, and in `total` what
-            construction and loading took). Counted are the bytes of the result: n parameters, or
-            the numbers summed. What crosses a wire follows from the algorithm, see
-            docs/distributed.md.
+            `all_reduce_step`, `all_reduce_products`, `all_reduce_gram`, with `same_step`
+            `all_gather_gradients`, and in `total` what construction and loading took). Counted are
+            the bytes of the result: n parameters, or the numbers summed. What crosses a wire
+            follows from the algorithm, see docs/distributed.md.
         """
         collectives = self._flat_state().collectives
         return {

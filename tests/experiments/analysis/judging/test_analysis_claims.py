@@ -69,11 +69,24 @@ def test_printed_effect_is_computed_from_two_cells(tmp_path, kind, printed):
         ({"kind": "share", "metric": "failed"}, "needs the rule 'above' or 'below'"),
         ({"kind": "share", "metric": "failed", "reference": "b"}, "needs no reference"),
         ({"contradicts": ["X-T1-z"]}, "did you mean 'X-T1-a'"),
+        ({"presupposes": "X-T1-z"}, "presupposes 'X-T1-z'.*did you mean 'X-T1-a'"),
     ],
 )
 def test_broken_entry_is_named_with_what_would_do(tmp_path, changes, message):
     with pytest.raises(UserError, match=f"X-T1-a.*{message}"):
         load(tmp_path, {**CLAIM, **changes})
+
+
+def test_a_claim_presupposes_one_of_its_own_experiment(tmp_path):
+    base = {key: value for key, value in CLAIM.items() if key != "cell"} | {"printed": 1.0}
+    entries = {"one": {**base, "presupposes": "other"}, "other": {**base, "experiment": "else"}}
+    file = tmp_path / "claims.yaml"
+    file.write_text(yaml.safe_dump(entries))
+    with pytest.raises(UserError, match="one: presupposes 'other', which is about else"):
+        load_claims(file)
+    entries["other"]["experiment"] = base["experiment"]
+    file.write_text(yaml.safe_dump(entries))
+    assert load_claims(file)[0].presupposes == "other"
 
 
 def test_value_without_a_printed_number_is_refused(tmp_path):
