@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import is_
 from typing import Any, overload
 
 import torch
@@ -18,11 +17,13 @@ from torch.optim import Optimizer
 from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
-from mlbfgs.direction import DirectionKind, hessian_direction
-from mlbfgs.flat_state import FlatState, whole_tensors
-from mlbfgs.layout import Layout, is_dtensor, local
+from mlbfgs.direction import DirectionKind
+from mlbfgs.flat_state import FlatState
+from mlbfgs.groups import KnownParameters, check_parameters, names_of, parameters_of
+from mlbfgs.layout import Layout, is_dtensor
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_outside
-from mlbfgs.settings import SHARED, check_parameters, normalize_group, shared_settings
+from mlbfgs.product import hessian_product
+from mlbfgs.settings import SHARED, normalize_group, shared_settings
 from mlbfgs.step import take_step
 from mlbfgs.variant import (
     RELEASED_BLOCKWISE,
@@ -150,7 +151,7 @@ class MLBFGS(Optimizer):
         self._records: list[CurvatureRecord] = []
         self._unread = False
         self._built: FlatState | None = None
-        self._known: list[tuple[Tensor, ...]] = []
+        self._known = KnownParameters([])
         self._collectives: Collectives | None = None
         self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
         super().__init__(params, defaults)
@@ -222,32 +223,7 @@ class MLBFGS(Optimizer):
         Raises:
             ValueError: there are other than the parameters' numbers or shapes.
         """
-        flat = self._flat_state()
-        layout, history = flat.layout, flat.history
-        vector = torch.empty(layout.numel, dtype=layout.dtype, device=layout.device)
-        params = self._parameters()
-        if len(vectors) != len(params):
-            raise ValueError(f"{len(vectors)} vectors were given for {len(params)} parameters")
-        given = dict(zip(params, vectors, strict=True))
-        for i, p in enumerate(layout.params):
-            value = local(given[p])
-            if value.shape != layout.shapes[i]:
-                raise ValueError(
-                    f"the vector for {layout.names[i]} has shape {tuple(given[p].shape)}, expected "
-                    f"{tuple(p.shape)}"
-                )
-            layout.put(vector, i, value)
-        sums = history.new_sums()[0]
-        for s in layout.segments:
-            history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
-        flat.collectives.sum_step(sums)
-        direction = hessian_direction(history, sums[:, :-1])
-        assert direction.c is not None
-        rows = direction.c.to(layout.dtype)
-        for s in layout.segments:
-            history.combine_(direction.a, rows, s.block, s.start, s.stop, vector[s.start : s.stop])
-        product = dict(zip(layout.params, whole_tensors(vector, flat), strict=True))
-        return [product[p] for p in params]
+        return hessian_product(self._flat_state(), parameters_of(self.param_groups), vectors)
 
     def curvature_records(self) -> list[dict[str, int | float | bool]]:
         """What happened at the newest pair update, one record for each block.
@@ -285,11 +261,12 @@ class MLBFGS(Optimizer):
     def plan(self) -> BlockPlan:
         """The blocks, their sizes and the memory of this optimizer."""
         flat = self._flat_state()
-        layout, params = flat.layout, self._parameters()
+        layout, params = flat.layout, parameters_of(self.param_groups)
         block_of = dict(zip(layout.params, layout.block_of, strict=True))
         history = flat.history.W
+        names = names_of(self.param_groups) or [f"parameter {i}" for i in range(len(params))]
         return BlockPlan(
-            names=tuple(self._names() or [f"parameter {i}" for i in range(len(params))]),
+            names=tuple(names),
             sizes=tuple(p.numel() for p in params),
             blocks=tuple(block_of[p] for p in params),
             history_size=flat.history.history_size,
@@ -325,7 +302,7 @@ class MLBFGS(Optimizer):
         super().add_param_group(param_group)
         try:
             normalize_group(self.param_groups[-1], self._released)
-            check_parameters(self._parameters())
+            check_parameters(parameters_of(self.param_groups))
             if self._built is not None:
                 self._rebuild(self.state)
         except Exception:
@@ -414,19 +391,19 @@ class MLBFGS(Optimizer):
 
     def _rebuild(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Lay out flat storage for the groups as they are now and fill it from `values`."""
-        params = self._parameters()
+        params, names = parameters_of(self.param_groups), names_of(self.param_groups)
         check_parameters(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         sizes = [p.numel() for p in params]
         groups = [group_of[p] for p in params]
-        blocks, outside = assign_outside(self._blocks, self._outside, self._names(), sizes, groups)
+        blocks, outside = assign_outside(self._blocks, self._outside, names, sizes, groups)
         shared = shared_settings(self.param_groups)
         collectives = self._collectives
         if collectives is None or (
             self._built is not None and _on_mesh(self._built.layout.params) != _on_mesh(params)
         ):
             collectives = collectives_for(params, *self._ranks)
-        layout = Layout(params, groups, blocks, collectives.spread, self._names())
+        layout = Layout(params, groups, blocks, collectives.spread, names)
         collectives.lay_out(layout)
         flat = FlatState(
             layout,
@@ -444,7 +421,7 @@ class MLBFGS(Optimizer):
         exposed = flat.expose()
         self.state.clear()
         self.state.update(exposed)
-        self._known = [tuple(group["params"]) for group in self.param_groups]
+        self._known = KnownParameters(self.param_groups)
 
     def _flat_state(self) -> FlatState:
         """The state, laid out anew from `self.state` where something was changed from outside.
@@ -455,12 +432,19 @@ class MLBFGS(Optimizer):
 
         Raises:
             RuntimeError: parameters or groups are missing or were added behind our back.
+            ValueError: `history_size` was changed.
         """
         flat = self._built
         assert flat is not None
-        exchanged = not self._has_known_parameters()
+        wanted = self.param_groups[0]["history_size"]
+        if wanted != flat.history.history_size:
+            raise ValueError(
+                f"history_size cannot change from {flat.history.history_size} to {wanted} "
+                "after construction"
+            )
+        exchanged = not self._known.are_in(self.param_groups)
         if exchanged:
-            self._check_exchanged()
+            self._known.check_exchanged(self.param_groups)
         if (
             exchanged
             or not flat.is_shown_by(self.state)
@@ -470,45 +454,8 @@ class MLBFGS(Optimizer):
             or not flat.layout.fits()
         ):
             self._rebuild(dict(self.state))
-        wanted = self.param_groups[0]["history_size"]
-        if wanted != flat.history.history_size:
-            raise ValueError(
-                f"history_size cannot change from {flat.history.history_size} to {wanted} "
-                "after construction"
-            )
         assert self._built is not None
         return self._built
-
-    def _has_known_parameters(self) -> bool:
-        """Whether the groups hold the parameters that the state was laid out for."""
-        groups = self.param_groups
-        return len(groups) == len(self._known) and all(
-            len(group["params"]) == len(known) and all(map(is_, group["params"], known))
-            for group, known in zip(groups, self._known, strict=True)
-        )
-
-    def _check_exchanged(self) -> None:
-        now = [[p.shape for p in group["params"]] for group in self.param_groups]
-        if now != [[p.shape for p in known] for known in self._known]:
-            raise RuntimeError(
-                "param_groups were changed from outside: parameters may be exchanged for others of "
-                "the same shapes, add_param_group adds some, and any other change needs a new "
-                "optimizer"
-            )
-
-    def _parameters(self) -> list[Tensor]:
-        """Every parameter once, in the order of the groups."""
-        return list(dict.fromkeys(p for group in self.param_groups for p in group["params"]))
-
-    def _names(self) -> list[str] | None:
-        """The parameters' names where they were given, in the same order."""
-        if "param_names" not in self.param_groups[0]:
-            return None
-        names: dict[Tensor, str] = {}
-        for group in self.param_groups:
-            for name, p in zip(group["param_names"], group["params"], strict=True):
-                names.setdefault(p, name)
-        return list(names.values())
 
 
 def _on_mesh(params: Sequence[Tensor]) -> bool:

@@ -7,18 +7,16 @@ than keeping a flat copy, which would cost a write and n numbers of memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from mlbfgs.flat_state import FlatState
+from mlbfgs.groups import Group
 from mlbfgs.layout import Segment
 from mlbfgs.variant import Variant
-
-Group = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -123,20 +123,3 @@ def check_group(group: Mapping[str, Any]) -> None:
     if bounds is not None and not bounds[0] < 1.0 <= bounds[1]:
         raise ValueError(f"Invalid curvature_bounds: {bounds} (σ_L < 1 <= σ_H, or None)")
     check_choice("direction", group["direction"], DIRECTIONS)
-
-
-def check_parameters(params: Sequence[Tensor]) -> None:
-    """Refuse parameters that one flat vector cannot hold.
-
-    Raises:
-        ValueError: a parameter is complex or integer, or they are on several devices.
-    """
-    for p in params:
-        if not p.is_floating_point():
-            raise ValueError(f"parameters must be real floating-point tensors, not {p.dtype}")
-    devices = sorted({str(p.device) for p in params})
-    if len(devices) > 1:
-        raise ValueError(
-            f"all parameters must be on one device, not on {' and '.join(devices)}: "
-            "they share one flat vector"
-        )

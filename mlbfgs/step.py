@@ -36,13 +36,12 @@ from mlbfgs.direction import (
     products_with,
 )
 from mlbfgs.flat_state import FlatState
+from mlbfgs.groups import Groups
 from mlbfgs.layout import Segment
-from mlbfgs.parts import Group, Part, add_decay, descend, gather, part_of, update_averages
+from mlbfgs.parts import Part, add_decay, descend, gather, part_of, update_averages
 from mlbfgs.settings import SharedSettings
 
 logger = logging.getLogger(__name__)
-
-Groups = Sequence[Group]
 
 
 def take_step(

@@ -186,3 +186,17 @@ def test_a_pickled_optimizer_is_as_large_as_its_state():
     assert size < len(pickle.dumps(optimizer)) < 2 * size
     twins = again.param_groups[0]["params"]
     assert torch.equal(walk(twins, again, 5), walk(params, optimizer, 5))
+
+
+def test_history_size_changed_since_is_refused_however_often_one_asks():
+    params, optimizer = make(momentum=0.0)
+    walk(params, optimizer, 7)
+    average = optimizer.state[params[0]]["param_average"].clone()
+    # a group that was given momentum too would be laid out anew
+    optimizer.param_groups[0].update(history_size=5, momentum=0.9)
+    for use in (optimizer.step, optimizer.step, optimizer.state_dict):
+        with pytest.raises(ValueError, match="history_size cannot change from 3 to 5"):
+            use()
+    optimizer.param_groups[0]["history_size"] = 3
+    assert walk(params, optimizer, 1).isfinite().all()
+    assert not torch.equal(optimizer.state[params[0]]["param_average"], average)
