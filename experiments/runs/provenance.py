@@ -23,7 +23,6 @@ PACKAGES = (
     "hydra-core",
     "omegaconf",
     "pyarrow",
-    "scikit-learn",
 )
 CODE_FOLDERS = ("mlbfgs", "experiments", "configs")
 _REPOSITORY = Path(__file__).resolve().parents[2]
