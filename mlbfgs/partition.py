@@ -6,7 +6,9 @@ A policy is one of
 - an integer k: k blocks cut at layer boundaries, the largest as small as possible;
 - `"resblocks:r"`: r consecutive ResBlocks a block, the stem in the first and the classifier in the
   last (M: ResNet-18 in 4 blocks and ResNet-50 in 8 are both r = 2; block-wise SLIM-QN is r = 1);
-  another module between two of them joins the first;
+  another module between two of them joins the first. Where the groups do not tell a module's
+  place, one called `fc`, `classifier`, `head` or `linear` is the classifier, one called `conv1`,
+  `bn1` or `stem` the stem;
 - a list of regular expressions: one block for each, a parameter goes to the first that matches its
   name (`re.search`), and every parameter must match one;
 - a callable `(names, sizes) -> list of block numbers`.
@@ -38,6 +40,9 @@ Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
 BlockPolicy = None | int | str | Sequence[str] | Assign
 
 _RESBLOCK = re.compile(r"^(?:.*\.)?layer(\d+)\.(\d+)\.")
+#: What ResNets call the modules before and after all of that.
+_STEMS = ("conv1", "bn1", "stem")
+_CLASSIFIERS = ("fc", "classifier", "head", "linear")
 
 
 def assign_blocks(
@@ -208,6 +213,11 @@ def _resblocks(policy: str, names: Sequence[str], groups: Sequence[int]) -> list
     block_of: dict[str, int] = {}
     for module in dict.fromkeys(m for m in others if m is not None):
         after = _resblocks_before(module, others, found, groups, len(number))
+        called = module.rpartition(".")[2]
+        if called in _STEMS:
+            after = after[:1]
+        elif called in _CLASSIFIERS:
+            after = after[-1:]
         blocks = {max(at, 0) // per_block for at in after}
         if len(blocks) != 1:
             raise ValueError(
