@@ -99,8 +99,8 @@ class Claim:
         judged_at: the scales whose runs may give a verdict.
         deterministic: whether one run is exact, so that it needs no interval.
         contradicts: ids of claims that point the other way.
-        presupposes: id of a claim of the same experiment without which this one says nothing; ""
-            if there is none.
+        presupposes: id of a claim of the same experiment without which this one says nothing, and
+            which presupposes nothing itself; "" if there is none.
         command: what would settle it; "" for the training runs themselves.
         note: whatever else a reader must know.
     """
@@ -197,6 +197,12 @@ def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:
             raise UserError(
                 f"{path}, {claim.id}: presupposes {claim.presupposes!r}, which is about "
                 f"{known[claim.presupposes].experiment}: a claim about {claim.experiment} is needed"
+            )
+        if claim.presupposes and known[claim.presupposes].presupposes:
+            raise UserError(
+                f"{path}, {claim.id}: presupposes {claim.presupposes!r}, which presupposes "
+                f"{known[claim.presupposes].presupposes!r} itself: a claim that stands alone is "
+                "needed"
             )
     return claims
 

@@ -87,6 +87,11 @@ def test_a_claim_presupposes_one_of_its_own_experiment(tmp_path):
     entries["other"]["experiment"] = base["experiment"]
     file.write_text(yaml.safe_dump(entries))
     assert load_claims(file)[0].presupposes == "other"
+    for chained in ("one", "third"):
+        entries["other"]["presupposes"] = chained
+        file.write_text(yaml.safe_dump({**entries, "third": base}))
+        with pytest.raises(UserError, match=f"one: .*which presupposes '{chained}' itself"):
+            load_claims(file)
 
 
 def test_value_without_a_printed_number_is_refused(tmp_path):
