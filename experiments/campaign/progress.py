@@ -1,14 +1,15 @@
 """Shows how far a campaign is: which run of how many, which epoch, how much time is left.
 
 On a terminal one line is rewritten; elsewhere each ended run is a line, and a run that takes long
-reports now and then. The time left comes from the epochs that this campaign has trained so far.
+reports now and then. The time left comes from the epochs that this campaign has trained so far, and
+runs down while one is under way.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -30,6 +31,7 @@ class Progress:
         stream: where to show it.
         plain_interval_s: least seconds between two reports of a run in progress where the stream
             is no terminal.
+        clock: seconds from any moment on.
     """
 
     def __init__(
@@ -39,17 +41,19 @@ class Progress:
         finished_before: int = 0,
         stream: TextIO | None = None,
         plain_interval_s: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._specs = {spec.directory: spec for spec in specs}
         self._epochs_at_start = {path: _epoch(path) for path in self._specs}
+        self._epochs = dict(self._epochs_at_start)
         self._several = len({spec.experiment for spec in specs}) > 1
         self._ended: dict[Path, Outcome] = {}
         self._finished_before = finished_before
         self._stream = sys.stdout if stream is None else stream
         self._rewrites = self._stream.isatty()
         self._plain_interval_s = plain_interval_s
-        self._started_s = time.monotonic()
-        self._last_plain_s = self._started_s
+        self._clock = clock
+        self._started_s = self._last_plain_s = self._last_epoch_s = clock()
         if finished_before:
             self._line(f"{finished_before} of {self._total} runs were finished before")
 
@@ -63,7 +67,9 @@ class Progress:
         Args:
             active: their directories.
         """
-        now = time.monotonic()
+        now = self._clock()
+        for path in active:
+            self._look_at(path)
         due = now - self._last_plain_s >= self._plain_interval_s
         if not active or not (self._rewrites or due):
             return
@@ -79,7 +85,8 @@ class Progress:
     def ended(self, outcome: Outcome) -> None:
         """Show that a run has ended."""
         self._ended[outcome.directory] = outcome
-        self._last_plain_s = time.monotonic()
+        self._look_at(outcome.directory)
+        self._last_plain_s = self._clock()
         if self._rewrites:
             self._stream.write(_CLEAR_LINE)
         note = f": {outcome.message}" if outcome.message else ""
@@ -94,7 +101,7 @@ class Progress:
 
     def _position(self, path: Path) -> str:
         spec = self._specs[path]
-        return f"{self._name(spec)} epoch {_epoch(path)}/{spec.config.train.epochs}"
+        return f"{self._name(spec)} epoch {self._epochs[path]}/{spec.config.train.epochs}"
 
     def _name(self, spec: RunSpec) -> str:
         experiment = f"{spec.experiment} " if self._several else ""
@@ -104,21 +111,28 @@ class Progress:
         self._stream.write(f"{text}\n")
         self._stream.flush()
 
+    def _look_at(self, path: Path) -> None:
+        """Note the finished epochs of a run, and when one more was seen."""
+        epoch = _epoch(path)
+        if epoch != self._epochs[path]:
+            self._epochs[path] = epoch
+            self._last_epoch_s = self._clock()
+
     def _time_left(self) -> str:
         """Time left, from the mean time of an epoch of this campaign; empty before the first."""
-        trained = left = 0
-        for path, spec in self._specs.items():
-            if path in self._ended:
-                # A run that ended early has no epochs left, however many it has not trained.
-                trained += _epoch(path) - self._epochs_at_start[path]
-                continue
-            epoch = _epoch(path)
-            trained += epoch - self._epochs_at_start[path]
-            left += int(spec.config.train.epochs) - epoch
+        trained = sum(self._epochs.values()) - sum(self._epochs_at_start.values())
+        # A run that ended early has no epochs left, however many it has not trained.
+        left = sum(
+            int(spec.config.train.epochs) - self._epochs[path]
+            for path, spec in self._specs.items()
+            if path not in self._ended
+        )
         if trained <= 0 or left <= 0:
             return ""
-        seconds = (time.monotonic() - self._started_s) / trained * left
-        return f", {duration(seconds)} left"
+        # Not up to now: the epoch that is under way would count as time, but not as an epoch.
+        epoch_s = (self._last_epoch_s - self._started_s) / trained
+        under_way_s = self._clock() - self._last_epoch_s
+        return f", {duration(epoch_s * left - min(under_way_s, epoch_s))} left"
 
 
 def _epoch(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -16,21 +15,12 @@ import pytest
 
 from experiments.analysis.judging.claims import load_claims
 from experiments.campaign.campaign import Campaign
-from experiments.campaign.progress import Progress
 from experiments.campaign.states import state_of
 from experiments.contestants import optimizers_with_recipe
 from experiments.reproduce import main
 from experiments.runs.directory import RunDirectory, RunStatus, is_locked, read_status
-from experiments.runs.outcome import Outcome
-from experiments.runs.spec import RunSpec
-from tests.experiments.run_configs import run_spec
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> None:
@@ -179,38 +169,6 @@ def test_campaign_survives_being_killed_and_a_diverging_run(tmp_path: Path, vict
         assert status is not None
         statuses[directory.parent.name] = status.status
     assert statuses["sgd"] == "diverged" and statuses["adam"] in ("done", "diverged")
-
-
-def test_progress_counts_runs_and_estimates_the_time_left(tmp_path: Path) -> None:
-    specs = [run_spec(tmp_path, seed=seed, **{"train.epochs": 10}) for seed in (0, 1)]
-    plain, terminal = io.StringIO(), Terminal()
-    for stream in (plain, terminal):
-        _reset(specs)
-        progress = Progress(specs, finished_before=3, stream=stream, plain_interval_s=3600)
-        progress._started_s -= 100  # as if the campaign had begun 100 s ago
-        _write(specs[0], RunStatus("running", epoch=4))
-        progress.show([specs[0].directory])
-        _write(specs[0], RunStatus("done", epoch=10))
-        progress.ended(Outcome(specs[0].directory, "done"))
-        progress.ended(Outcome(specs[1].directory, "diverged", "not finite"))
-    # 100 s for 4 epochs, 16 to go; then 100 s for 10, 10 to go.
-    assert "\r\x1b[K[3/5] sgd seed 0 epoch 4/10, 6 min 40 s left" in terminal.getvalue()
-    assert plain.getvalue().splitlines() == [
-        "3 of 5 runs were finished before",
-        "[4/5] sgd seed 0 done, 1 min 40 s left",
-        "[5/5] sgd seed 1 diverged: not finite",
-    ]
-
-
-def _write(spec: RunSpec, status: RunStatus) -> None:
-    spec.directory.mkdir(parents=True, exist_ok=True)
-    text = f'{{"status": "{status.status}", "epoch": {status.epoch}, "step": 0, "message": ""}}'
-    (spec.directory / "status.json").write_text(text)
-
-
-def _reset(specs: list[RunSpec]) -> None:
-    for spec in specs:
-        (spec.directory / "status.json").unlink(missing_ok=True)
 
 
 def test_outlook_says_what_is_missing_before_anything_is_written(
