@@ -39,7 +39,7 @@ from mlbfgs.sharding import DISTRIBUTIONS, even_ranges, owners_of_blocks, ranges
 Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
 BlockPolicy = None | int | str | Sequence[str] | Assign
 
-_RESBLOCK = re.compile(r"^(?:.*\.)?layer(\d+)\.(\d+)\.")
+_RESBLOCK = re.compile(r"^((?:.*\.)?)layer(\d+)\.(\d+)\.")
 #: What ResNets call the modules before and after all of that.
 _STEMS = ("conv1", "bn1", "stem")
 _CLASSIFIERS = ("fc", "classifier", "head", "linear")
@@ -201,7 +201,9 @@ def _resblocks(policy: str, names: Sequence[str], groups: Sequence[int]) -> list
     if match is None:
         raise ValueError(f"blocks={policy!r}: the policy by name is 'resblocks:r' with r >= 1")
     per_block = int(match.group(1))
-    keys = [(int(m[1]), int(m[2])) if (m := _RESBLOCK.match(name)) else None for name in names]
+    matches = [_RESBLOCK.match(name) for name in names]
+    keys = [None if m is None else (int(m[2]), int(m[3])) for m in matches]
+    inside = next((m[1] for m in matches if m is not None), "")  # "backbone.", "module."
     number = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}))}
     if not number:
         raise ValueError(
@@ -213,7 +215,7 @@ def _resblocks(policy: str, names: Sequence[str], groups: Sequence[int]) -> list
     block_of: dict[str, int] = {}
     for module in dict.fromkeys(m for m in others if m is not None):
         after = _resblocks_before(module, others, found, groups, len(number))
-        called = module.rpartition(".")[2]
+        called = module.removeprefix(inside).partition(".")[0]
         if called in _STEMS:
             after = after[:1]
         elif called in _CLASSIFIERS:

@@ -216,26 +216,30 @@ def test_groups_without_a_common_module_follow_one_another():
 
 
 @pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("inside", ["", "backbone."])
 @pytest.mark.parametrize("policy", ["resblocks:2", "resblocks:1", "resblocks:8"])
 def test_classifier_or_stem_that_is_a_group_of_its_own_is_known_by_name(
-    small_resnets, policy, turned
+    small_resnets, policy, inside, turned
 ):
     model = small_resnets["basic"]
+    if inside:
+        model = torch.nn.ModuleDict({"backbone": model})
     expected = plan(model, policy)
     named = list(model.named_parameters())
     for own in ("fc", ("conv1", "bn1"), "conv1", "bn1"):
-        apart = [(name, p) for name, p in named if name.startswith(own)]
-        rest = [(name, p) for name, p in named if not name.startswith(own)]
+        starts = tuple(f"{inside}{module}" for module in ([own] if isinstance(own, str) else own))
+        apart = [(name, p) for name, p in named if name.startswith(starts)]
+        rest = [(name, p) for name, p in named if not name.startswith(starts)]
         found = blocks_by_name(model, policy, [apart, rest] if turned else [rest, apart])
         assert found == dict(zip(expected.names, expected.blocks, strict=True))
 
 
 def test_a_module_of_no_known_place_among_the_resblocks_is_refused(small_resnets):
     named = list(small_resnets["basic"].named_parameters())
-    named = [(name.replace("fc.", "neck."), p) for name, p in named]
+    named = [(name.replace("fc.", "neck.conv1."), p) for name, p in named]
     neck = [(name, p) for name, p in named if name.startswith("neck")]
     trunk = [(name, p) for name, p in named if not name.startswith("neck")]
-    said = r"where 'neck' stands .* regular expressions or a callable"
+    said = r"where 'neck.conv1' stands .* regular expressions or a callable"
     with pytest.raises(ValueError, match=said):
         blocks_by_name(None, "resblocks:2", [trunk, neck])
     assert set(blocks_by_name(None, "resblocks:8", [trunk, neck]).values()) == {0}
@@ -243,7 +247,11 @@ def test_a_module_of_no_known_place_among_the_resblocks_is_refused(small_resnets
     late = [(name, p) for name, p in named if name.startswith(("layer4", "neck"))]
     early = [(name, p) for name, p in named if not name.startswith(("layer4", "neck"))]
     found = blocks_by_name(None, "resblocks:2", [late, early])
-    assert (found["conv1.weight"], found["neck.bias"], found["layer4.0.conv1.weight"]) == (0, 3, 3)
+    assert (found["conv1.weight"], found["neck.conv1.bias"], found["layer4.0.conv1.weight"]) == (
+        0,
+        3,
+        3,
+    )
     # two groups that contradict each other
     names = ["fc.weight", "layer1.0.weight", "layer2.0.weight", "layer2.0.bias", "fc.bias"]
     with pytest.raises(ValueError, match="where 'fc' stands"):
