@@ -28,21 +28,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from mlbfgs.model_order import model_order
+from mlbfgs.resblocks import resblocks
 from mlbfgs.sharding import DISTRIBUTIONS, even_ranges, owners_of_blocks, ranges_of_owners
 
 Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
 BlockPolicy = None | int | str | Sequence[str] | Assign
-
-_RESBLOCK = re.compile(r"^((?:.*\.)?)layer(\d+)\.(\d+)\.")
-#: What ResNets call the modules before and after all of that.
-_STEMS = ("conv1", "bn1", "stem")
-_CLASSIFIERS = ("fc", "classifier", "head", "linear")
 
 
 def assign_blocks(
@@ -88,7 +83,7 @@ def assign_blocks(
             "model.named_parameters() instead of model.parameters()"
         )
     if isinstance(policy, str):
-        return _resblocks(policy, known, groups)
+        return resblocks(policy, known, [_layer(name) for name in known], groups)
     return _by_pattern(policy, known)
 
 
@@ -194,62 +189,6 @@ def _fill(runs: Sequence[int], capacity: int, at_least: int) -> list[int]:
         blocks.append(block)
         filled += size
     return blocks
-
-
-def _resblocks(policy: str, names: Sequence[str], groups: Sequence[int]) -> list[int]:
-    match = re.fullmatch(r"resblocks:([1-9]\d*)", policy)
-    if match is None:
-        raise ValueError(f"blocks={policy!r}: the policy by name is 'resblocks:r' with r >= 1")
-    per_block = int(match.group(1))
-    matches = [_RESBLOCK.match(name) for name in names]
-    keys = [None if m is None else (int(m[2]), int(m[3])) for m in matches]
-    inside = next((m[1] for m in matches if m is not None), "")  # "backbone.", "module."
-    number = {key: i for i, key in enumerate(sorted({key for key in keys if key is not None}))}
-    if not number:
-        raise ValueError(
-            f"blocks={policy!r}: no parameter is named like layer1.0.conv1.weight, as ResNets' are"
-        )
-    found = [None if key is None else number[key] for key in keys]
-    others = [_layer(name) if at is None else None for name, at in zip(names, found, strict=True)]
-    # What stands before the first ResBlock joins it, what follows one joins it.
-    block_of: dict[str, int] = {}
-    for module in dict.fromkeys(m for m in others if m is not None):
-        after = _resblocks_before(module, others, found, groups, len(number))
-        called = module.removeprefix(inside).partition(".")[0]
-        if called in _STEMS:
-            after = after[:1]
-        elif called in _CLASSIFIERS:
-            after = after[-1:]
-        blocks = {max(at, 0) // per_block for at in after}
-        if len(blocks) != 1:
-            raise ValueError(
-                f"blocks={policy!r}: the parameter groups do not tell where {module!r} stands "
-                "among the ResBlocks (a group with both would); give a list of regular "
-                "expressions or a callable instead"
-            )
-        (block_of[module],) = blocks
-    return [
-        block_of[module] if module is not None else cast(int, at) // per_block
-        for module, at in zip(others, found, strict=True)
-    ]
-
-
-def _resblocks_before(
-    module: str,
-    others: Sequence[str | None],
-    found: Sequence[int | None],
-    groups: Sequence[int],
-    count: int,
-) -> range:
-    """The ResBlocks that a module may directly follow, -1 for none: what all groups agree on."""
-    low, high = -1, count
-    for group in dict.fromkeys(groups):
-        here = [i for i, g in enumerate(groups) if g == group]
-        first = next((i for i in here if others[i] == module), None)
-        if first is not None:
-            low = max([low, *(at for i in here if i < first and (at := found[i]) is not None)])
-            high = min([high, *(at for i in here if i > first and (at := found[i]) is not None)])
-    return range(low, high)
 
 
 def _by_pattern(patterns: Sequence[str], names: Sequence[str]) -> list[int]:

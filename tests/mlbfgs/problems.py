@@ -1,7 +1,11 @@
-"""A noisy quadratic over parameters of four shapes, and how to walk on it."""
+"""A noisy quadratic over parameters of four shapes how to walk on it; a state of known pairs."""
+
+import copy
 
 import numpy as np
 import torch
+
+from mlbfgs import MLBFGS
 
 SHAPES = [(3, 4), (7,), (2, 3, 2), ()]
 SIZES = [12, 7, 12, 1]
@@ -39,3 +43,21 @@ def run(optimizer, params, gradient, steps, first=1):
         optimizer.step()
         iterates.append(flat_of(params))
     return iterates
+
+
+LOADED = {"update_interval": 2, "history_size": 4, "betas": 0.5, "lr": 0.05}
+
+
+def state_of_one_block(pairs_of_second, **settings):
+    """u and v in one block with four pairs; the second's are given as multiples of s."""
+    rng = np.random.default_rng(3)
+    named = [(n, torch.nn.Parameter(torch.ones(3, dtype=torch.float64))) for n in "uv"]
+    optimizer = MLBFGS(named, **{**LOADED, **settings})
+    state = copy.deepcopy(optimizer.state_dict())
+    s = torch.from_numpy(rng.standard_normal((2, 4, 3)))
+    curvature = torch.stack([torch.linspace(0.5, 1, 4).double(), torch.tensor(pairs_of_second)])
+    for i, values in state["state"].items():
+        values.update(step=50, seeded=1, pairs=6, block=0)  # pairs 2 to 5, in slots 2, 3, 0, 1
+        values["s_history"] = s[i]
+        values["y_history"] = s[i] * curvature[i, :, None]
+    return named, state

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlbfgs import MLBFGS, SLIMQN, collectives
 from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state, own_part
 from tests.gloo import run_ranks
-from tests.mlbfgs.test_loading import LOADED, state_of_one_block
+from tests.mlbfgs.problems import LOADED, state_of_one_block
 
 SETTINGS = {"lr": 0.02, "betas": 0.9, "update_interval": 3, "history_size": 3, "damping": 0.95}
 STEPS = 21  # six pairs: the ring of three is full and has turned
