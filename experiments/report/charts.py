@@ -2,7 +2,8 @@
 
 A group is drawn with the colour and marker of its optimizer (`analysis.palette`). Line and band are
 those of `analysis.curves`: the mean over seeds, and smallest to largest seed. Every seed's own line
-is in the drawing too and is shown when the reader asks for it.
+is in the drawing too and is shown when the reader asks for it; that of a seed which is not over is
+always shown, with a ring at its end.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from html import escape
 
 import numpy as np
 
-from experiments.analysis.measuring.curves import AXES, Axis, Curve, Extent, curve, extent
+from experiments.analysis.measuring.curves import (
+    AXES,
+    Axis,
+    Curve,
+    Extent,
+    Trace,
+    curve,
+    extent,
+)
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.quantities import MINUS
 from experiments.analysis.measuring.runs import FloatArray, Run
@@ -112,7 +121,7 @@ def training_panels(results: Results, name: str) -> list[Panel]:
         if shown is None:
             continue
         for axis, curves in by_axis.items():
-            if any(line.x.size for line in curves.values()):
+            if any(line.drawn for line in curves.values()):
                 panels.append(_training_panel(results, curves, shown, metric, axis, name))
     return panels
 
@@ -215,10 +224,11 @@ def _training_panel(
     axis: Axis,
     name: str,
 ) -> Panel:
-    drawn = [line for line in curves.values() if line.x.size]
+    drawn = [line for line in curves.values() if line.drawn]
     ceiling, logarithmic = shown.ceiling, shown.logarithmic
     x_values = [float(v) for line in drawn for v in line.x]
     x_values += [run.epochs[-1][axis] for line in drawn for run in line.group.ended if run.epochs]
+    x_values += [float(trace.x[-1]) for line in drawn for trace in line.unfinished]
     x = svg.scale_for(x_values, LEFT, WIDTH - RIGHT, from_zero=True)
     y = svg.scale_for((shown.low, shown.high), HEIGHT - BOTTOM, TOP, logarithmic=logarithmic)
     patterns = dashes(results.groups)
@@ -229,6 +239,7 @@ def _training_panel(
     for place, group in enumerate(results.groups):
         line = curves[group]
         shape = "".join(_seed_line(run, metric, axis, x, y, ceiling) for run in group.ended)
+        shape += "".join(_unfinished(trace, x, y, ceiling) for trace in line.unfinished)
         shape += _curve(line, x, y, ceiling, patterns[group], AXIS_LABELS[axis])
         body.append(group_shape(place, group, shape))
     title = f"{METRICS[metric]}{', log' if logarithmic else ''}"
@@ -266,6 +277,14 @@ def _seed_line(run: Run, metric: str, axis: Axis, x: Scale, y: Scale, ceiling: f
     return svg.polyline(points, "seed").replace("/>", f">{title}</path>")
 
 
+def _unfinished(trace: Trace, x: Scale, y: Scale, ceiling: float) -> str:
+    points = points_of(x, y, trace.x, np.minimum(trace.y, ceiling))
+    at, height = points[-1]
+    told = f"seed {trace.run.seed} so far, {trace.run.progress}: {short(trace.y[-1])}; not counted"
+    ring = f'<circle class="ring" cx="{at:.1f}" cy="{height:.1f}" r="5"><title>{told}</title>'
+    return f"{svg.polyline(points, 'line thin')}{ring}</circle>"
+
+
 def points_of(x: Scale, y: Scale, at: FloatArray, values: FloatArray) -> list[tuple[float, float]]:
     """Places of a line's points in a panel; `POINTS` of them and the last at most."""
     return [(x(float(at[i])), y(float(values[i]))) for i in _thinned(at.size)]
@@ -278,11 +297,14 @@ def group_shape(place: int, group: Group, shape: str) -> str:
 
 
 def _ends_in_words(lines: Iterable[Curve]) -> str:
-    told = (
-        f"{line.group.label} from {short(line.mean[0])} to {short(line.mean[-1])} "
-        f"(n = {line.n.max()})"
-        for line in lines
-    )
+    told = []
+    for line in lines:
+        if line.x.size:
+            ends = f"{short(line.mean[0])} to {short(line.mean[-1])}"
+            told.append(f"{line.group.label} from {ends} (n = {line.n.max()})")
+        for trace in line.unfinished:
+            ends = f"{short(trace.y[0])} to {short(trace.y[-1])}"
+            told.append(f"{line.group.label}, seed {trace.run.seed} so far, from {ends}")
     return f"{'; '.join(told)}."
 
 

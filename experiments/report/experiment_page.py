@@ -65,6 +65,7 @@ class Section:
         runs: every run.
         sources: where the numbers of each group come from.
         command: what repeats all runs.
+        unfinished: whether there are runs that are not over.
     """
 
     scale: str
@@ -83,6 +84,7 @@ class Section:
     runs: HtmlTable
     sources: tuple[Source, ...]
     command: str
+    unfinished: bool
 
 
 def section(material: Material, results: Results, to_results: str) -> Section:
@@ -117,6 +119,7 @@ def section(material: Material, results: Results, to_results: str) -> Section:
         runs=_run_table(material, results, to_results),
         sources=tuple(_source(material, group, name, to_results) for group, name in names.items()),
         command=_command(results.groups),
+        unfinished=any(group.unfinished for group in results.groups),
     )
 
 
@@ -304,7 +307,7 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
     return (
         Cell(entry.label, swatch=entry.swatch),
         Cell(str(run.seed), str(run.seed)),
-        Cell(run.status, note=run.message),
+        Cell(run.state, note=run.message),
         *cells,
         Cell(quantities.duration(seconds), f"{seconds:.3f}"),
         Cell(commit),
@@ -313,9 +316,8 @@ def _run_row(material: Material, run: Run, entry: Entry, to_results: str) -> tup
 
 
 def _source(material: Material, group: Group, name: str, to_results: str) -> Source:
-    runs = tuple(
-        (material.place(run), f"{to_results}/{material.place(run)}") for run in group.ended
-    )
+    places = [material.place(run) for run in (*group.ended, *group.unfinished)]
+    runs = tuple((place, f"{to_results}/{place}") for place in places)
     return Source(name, group.label, runs, _command([group]))
 
 

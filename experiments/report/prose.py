@@ -16,9 +16,10 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 from markupsafe import Markup
 
 from experiments.analysis.measuring import quantities
+from experiments.analysis.measuring.curves import METRICS, curve
 from experiments.analysis.measuring.estimates import estimate_of
 from experiments.analysis.measuring.groups import Group, Results
-from experiments.analysis.measuring.measures import measure_named
+from experiments.analysis.measuring.measures import FALLING_METRICS, measure_named
 from experiments.analysis.measuring.pairing import compare_groups
 from experiments.errors import UserError, nearest
 from experiments.report.markdown import to_html
@@ -161,7 +162,27 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         groups = [found[0].of_contestant(name) for name in contestants] if found else []
         return bool(found) and all(len(g) == 1 and len(g[0].ended) > 1 for g in groups)
 
-    functions = (ours, difference, setting, holds, has)
+    def unfinished(scale: str, contestant: str) -> bool:
+        """Whether there is a run of it at this scale that has begun and is not over."""
+        found = [results for results in all_results if results.scale == scale]
+        return any(group.unfinished for r in found for group in r.of_contestant(contestant))
+
+    def so_far(contestant: str, metric: str, scale: str | None = None) -> Markup:
+        """The last value of a metric in each run that is not over, and the epoch it is of."""
+        results = at(scale)
+        group = group_of(results, contestant)
+        if metric not in METRICS:
+            raise UserError(f"metric {metric!r}: {nearest(metric, METRICS)}")
+        kind = "loss" if metric in FALLING_METRICS else "percent"
+        told = [
+            f"{quantities.number(float(trace.y[-1]), kind)} at epoch {trace.x[-1]:g}"
+            for trace in curve(group, metric, "epoch").unfinished
+        ]
+        if not told:
+            raise UserError(f"no unfinished run of {contestant!r}")
+        return _traced(results, [group], "; ".join(told))
+
+    functions = (ours, difference, setting, holds, has, unfinished, so_far)
     return {function.__name__: function for function in functions}
 
 

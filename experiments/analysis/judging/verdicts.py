@@ -145,7 +145,7 @@ def judge(claim: Claim, results: Results | None) -> Verdict:
         candidates = [group for group in results.of_contestant(name) if group.ended]
         scale_command = claim.settled_by(_judging_scale(claim, results.scale))
         if not candidates:
-            reason = f"no ended run of {display_name(name)}"
+            reason = f"no ended run of {display_name(name)}{_begun(results.of_contestant(name))}"
             return Verdict(claim, results.scale, "not run", None, reason, scale_command)
         if len(candidates) > 1:
             keys = ", ".join(key for key, _ in candidates[0].differs)
@@ -195,6 +195,12 @@ def judge_experiment(
         by_id = {claim.id: judge(claim, entry) for claim in own}
         judged += [_unless_presupposed(verdict, by_id) for verdict in by_id.values()]
     return tuple(judged)
+
+
+def _begun(groups: Sequence[Group]) -> str:
+    """Which seeds have begun; not how far they are: a verdict shall not change with every epoch."""
+    seeds = sorted({run.seed for group in groups for run in group.unfinished})
+    return f"; begun: seed {', '.join(map(str, seeds))}" if seeds else ""
 
 
 def _unless_presupposed(verdict: Verdict, by_id: Mapping[str, Verdict]) -> Verdict:

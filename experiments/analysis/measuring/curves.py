@@ -4,7 +4,8 @@ Epochs and steps are the same for every seed, so each point is a mean over the s
 and `n` says how many: a seed that diverged ends, and the curve goes on with fewer. Seconds are not:
 each finished seed is interpolated on a common grid, from the latest first record to the latest last
 one. A seed that is done earlier keeps its last value: it has trained, and that is what it is worth.
-Where no seed has finished the grid ends with the first that ends.
+Where no seed has finished the grid ends with the first that ends. Runs that are not over are in no
+mean: each is a line of its own, as far as it has come.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ EXPLOSION = 10.0  # and one that rises to more than so many times the largest fi
 
 
 @dataclass(frozen=True)
+class Trace:
+    """The finite points of one run: `x` ascending, `y` of the same length, float64."""
+
+    run: Run
+    x: FloatArray
+    y: FloatArray
+
+
+@dataclass(frozen=True)
 class Curve:
     """One metric of one group against one axis; all arrays have the length of `x`.
 
@@ -44,6 +54,7 @@ class Curve:
         high: largest value over the seeds, float64.
         half_width: of Student's 95 % interval, float64; NaN where n = 1.
         ends: (x, value) of the last record of every diverged seed that has one.
+        unfinished: what there is of the seeds that are not over, which are not in the arrays.
     """
 
     group: Group
@@ -56,6 +67,12 @@ class Curve:
     high: FloatArray
     half_width: FloatArray
     ends: tuple[tuple[float, float], ...]
+    unfinished: tuple[Trace, ...]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is anything to draw."""
+        return bool(self.x.size or self.unfinished)
 
 
 @dataclass(frozen=True)
@@ -77,16 +94,8 @@ class Extent:
     logarithmic: bool
 
 
-@dataclass(frozen=True)
-class _Trace:
-    """The finite points of one run: `x` ascending, `y` of the same length, float64."""
-
-    x: FloatArray
-    y: FloatArray
-
-
 def curve(group: Group, metric: str, axis: Axis) -> Curve:
-    """Compute one curve over the ended runs of a group.
+    """Compute one curve over the ended runs of a group; the unfinished ones stay by themselves.
 
     Args:
         group: the seeds of one config.
@@ -94,20 +103,19 @@ def curve(group: Group, metric: str, axis: Axis) -> Curve:
         axis: what stands on the horizontal axis.
 
     Returns:
-        The curve; of length 0 if no run has the metric.
+        The curve; of length 0 if no ended run has the metric.
     """
-    traces = {run: _trace(run, metric, axis) for run in group.ended}
-    traces = {run: trace for run, trace in traces.items() if trace.x.size}
+    traces = _traces(group.ended, metric, axis)
     ends = tuple(
         (float(trace.x[-1]), float(trace.y[-1]))
-        for run, trace in traces.items()
-        if run.status == "diverged"
+        for trace in traces
+        if trace.run.status == "diverged"
     )
     if axis == "train_time_s":
-        complete = [trace for run, trace in traces.items() if run.status == "done"]
-        x, columns = _on_common_grid(complete or list(traces.values()), done=bool(complete))
+        complete = [trace for trace in traces if trace.run.status == "done"]
+        x, columns = _on_common_grid(complete or traces, done=bool(complete))
     else:
-        x, columns = _on_shared_points(list(traces.values()))
+        x, columns = _on_shared_points(traces)
     estimates = [Estimate(tuple(column)) for column in columns]
     return Curve(
         group,
@@ -120,6 +128,7 @@ def curve(group: Group, metric: str, axis: Axis) -> Curve:
         _array(max(column) for column in columns),
         _array(estimate.half_width for estimate in estimates),
         ends,
+        tuple(_traces(group.unfinished, metric, axis)),
     )
 
 
@@ -129,25 +138,31 @@ def extent(lines: Iterable[Curve]) -> Extent | None:
     One extent for all axes, because a loss that is logarithmic against epochs and linear against
     seconds cannot be compared with itself.
     """
-    drawn = [line for line in lines if line.x.size]
+    drawn = [line for line in lines if line.drawn]
     if not drawn:
         return None
-    low = min(float(line.low.min()) for line in drawn)
-    high = max(float(line.high.max()) for line in drawn)
+    edges = [(line.low, line.high) for line in drawn if line.x.size]
+    edges += [(trace.y, trace.y) for line in drawn for trace in line.unfinished]
+    low = min(float(lower.min()) for lower, _ in edges)
+    high = max(float(upper.max()) for _, upper in edges)
     if drawn[0].metric not in FALLING_METRICS:
         return Extent(low, high, np.inf, explodes=False, logarithmic=False)
-    ceiling = EXPLOSION * max(float(line.high[0]) for line in drawn)
+    ceiling = EXPLOSION * max(float(upper[0]) for _, upper in edges)
     shown = min(high, ceiling)
     return Extent(low, shown, ceiling, high > ceiling, low > 0 and shown > LOSS_FALL * low)
 
 
-def _trace(run: Run, metric: str, axis: Axis) -> _Trace:
-    x, y = run.epoch_series(axis), run.epoch_series(metric)
-    keep = np.isfinite(x) & np.isfinite(y)
-    return _Trace(x[keep], y[keep])
+def _traces(runs: Sequence[Run], metric: str, axis: Axis) -> list[Trace]:
+    """Of every run that has a finite point."""
+    traces = []
+    for run in runs:
+        x, y = run.epoch_series(axis), run.epoch_series(metric)
+        keep = np.isfinite(x) & np.isfinite(y)
+        traces += [Trace(run, x[keep], y[keep])] if keep.any() else []
+    return traces
 
 
-def _on_shared_points(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[float]]]:
+def _on_shared_points(traces: Sequence[Trace]) -> tuple[FloatArray, list[list[float]]]:
     """Every x that any seed has, with the values of the seeds that have it."""
     if not traces:
         return np.empty(0), []
@@ -156,9 +171,7 @@ def _on_shared_points(traces: Sequence[_Trace]) -> tuple[FloatArray, list[list[f
     return x, [[float(found[p]) for found in lookups if p in found] for p in x]
 
 
-def _on_common_grid(
-    traces: Sequence[_Trace], *, done: bool
-) -> tuple[FloatArray, list[list[float]]]:
+def _on_common_grid(traces: Sequence[Trace], *, done: bool) -> tuple[FloatArray, list[list[float]]]:
     """A grid of equal distances from where every seed has data; empty where there is none.
 
     Args:

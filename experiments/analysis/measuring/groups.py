@@ -9,6 +9,7 @@ key differs from which in what.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -86,10 +87,15 @@ class Group:
         return tuple(run for run in self.runs if run.status not in ("running", "refused"))
 
     @property
+    def unfinished(self) -> tuple[Run, ...]:
+        """The runs that have a curve so far and are not over: shown as such, counted nowhere."""
+        return tuple(run for run in self.runs if run.status == "running" and run.epochs)
+
+    @property
     def status_counts(self) -> str:
         """For example "2 done, 1 diverged"."""
-        counts = {status: sum(r.status == status for r in self.runs) for status in STATUSES}
-        return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        ordered = sorted(self.runs, key=lambda run: STATUSES.index(run.status))
+        return ", ".join(f"{n} {state}" for state, n in Counter(r.state for r in ordered).items())
 
 
 @dataclass(frozen=True)

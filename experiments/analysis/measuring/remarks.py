@@ -17,7 +17,9 @@ _STEADY = 1.25
 def of_run(run: Run) -> Iterator[str]:
     """What is to be known about a run that is not simply done."""
     if run.status == "running":
-        yield f"{run.name}: running, or killed without a trace; not counted"
+        state = run.message or "running, or killed without a trace"
+        drawn = "; its curve so far is drawn" if run.epochs else ""
+        yield f"{run.name}: {state}, {run.progress}; not counted{drawn}"
     elif run.status == "refused":
         yield f"{run.name}: refused ({run.message}); not counted"
     elif run.status in ("timeout", "crashed"):

@@ -99,6 +99,17 @@ class Run:
         records = (*self.epochs[-1:], *self.steps[-1:])
         return max((float(record["train_time_s"]) for record in records), default=0.0)
 
+    @property
+    def state(self) -> str:
+        """The status for people: whether a run that says running still does, no file can tell."""
+        return "unfinished" if self.status == "running" else self.status
+
+    @property
+    def progress(self) -> str:
+        """How far it has come, in words: "epoch 3 of 10"."""
+        epoch = self.epochs[-1]["epoch"] if self.epochs else 0
+        return f"epoch {epoch} of {self.config.get('train', {}).get('epochs', 'unknown')}"
+
     @cached_property
     def machine(self) -> str:
         """What it ran on, in words: GPUs or threads of a processor; all, if a resume changed it."""

@@ -1,8 +1,9 @@
 """Figures of one experiment at one scale: training curves, what curvature and gradient did.
 
 The line is the mean over seeds, the band reaches from the smallest to the largest seed. Where fewer
-seeds have data than were run, the line is thin; a cross marks where a seed diverged. Files are
-deterministic: the same runs give the same bytes, so that a committed figure changes only with them.
+seeds have data than were run, the line is thin; a cross marks where a seed diverged. A thin line
+with a ring at its end is a seed that is not over and in no mean. Files are deterministic: the same
+runs give the same bytes, so that a committed figure changes only with them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
-from experiments.analysis.measuring.curvature import trace
+from experiments.analysis.measuring.curvature import trace as curvature_trace
 from experiments.analysis.measuring.curves import FEW_DECADES, Axis, Curve, Extent, curve, extent
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.pl import pl_trace
@@ -81,7 +82,7 @@ def _remove_outdated(folder: Path, scale: str, written: Sequence[Path]) -> None:
 def training_figure(results: Results) -> Figure | None:
     """Training loss and test accuracy against epochs and seconds; None without any record."""
     axes_names: tuple[Axis, ...] = ("epoch", "train_time_s")
-    groups = [group for group in results.groups if any(run.epochs for run in group.ended)]
+    groups = list(_having(results, "epochs").groups)
     if not groups:
         return None
     styles = _lines(groups)
@@ -106,6 +107,8 @@ def training_figure(results: Results) -> Figure | None:
     caption += "×: a seed diverged\nagainst time, a finished seed keeps its last value"
     if results.target is not None:
         caption += f"; dotted: target {results.target}"
+    if any(group.unfinished for group in groups):
+        caption += "\n○: so far, of a seed that has not ended and counts nowhere"
     _finish(figure, _title(results, groups), caption, grid[0][0])
     return figure
 
@@ -135,7 +138,7 @@ def curvature_figure(results: Results) -> Figure | None:
         if name != "cos_direction_gradient" and _spans_decades(panel):
             panel.set_yscale("log")
     for group in groups:
-        steps, median, _, _ = trace(group.ended, "mu_damped")
+        steps, median, _, _ = curvature_trace(group.ended, "mu_damped")
         if steps.size:
             colour = look_of(group).colour
             grid[0][0].plot(steps, median, color=colour, linewidth=1.2, linestyle=(0, (1, 1.5)))
@@ -185,8 +188,13 @@ def gradient_figure(results: Results) -> Figure | None:
 
 
 def _having(results: Results, recorded: str) -> Results:
-    """The groups that have records of a kind, such as `curvature`."""
-    groups = (g for g in results.groups if any(getattr(run, recorded) for run in g.ended))
+    """The groups that have records of a kind, such as `curvature`; unfinished runs have epochs."""
+    groups = (
+        group
+        for group in results.groups
+        if any(getattr(run, recorded) for run in group.ended)
+        or (recorded == "epochs" and group.unfinished)
+    )
     return replace(results, groups=tuple(groups))
 
 
@@ -244,6 +252,14 @@ def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
     for x, y in line.ends:
         cross: dict[str, Any] = {"marker": "x", "markersize": 9, "markeredgewidth": 2}
         panel.plot(x, min(y, ceiling), color=appearance.colour, clip_on=False, zorder=3, **cross)
+    for number, trace in enumerate(line.unfinished):
+        alone = number == 0 and not line.x.size
+        thin: dict[str, Any] = {"color": appearance.colour, "linewidth": 0.8, "linestyle": style}
+        thin |= {"label": _counted(line.group, 0)} if alone else {}
+        panel.plot(trace.x, np.minimum(trace.y, ceiling), **thin)
+        ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none"}
+        end = (trace.x[-1], min(trace.y[-1], ceiling))
+        panel.plot(*end, color=appearance.colour, clip_on=False, zorder=3, **ring)
     if not line.x.size:
         return
     panel.fill_between(
@@ -261,12 +277,12 @@ def _draw(panel: Axes, line: Curve, style: Any, ceiling: float) -> None:
     panel.plot(line.x, full, label=_counted(line.group, line.n.max()), **common)
     if fewer.any():
         # One point further to the left, so that the thin line begins where the thick one ends.
-        thin = np.where(fewer | np.append(fewer[1:], False), line.mean, np.nan)
-        panel.plot(line.x, thin, **{**common, "linewidth": 0.8, "markersize": 3.0})
+        rest = np.where(fewer | np.append(fewer[1:], False), line.mean, np.nan)
+        panel.plot(line.x, rest, **{**common, "linewidth": 0.8, "markersize": 3.0})
 
 
 def _draw_trace(panel: Axes, group: Group, name: str, style: Any) -> None:
-    steps, median, low, high = trace(group.ended, name)
+    steps, median, low, high = curvature_trace(group.ended, name)
     if not steps.size:
         return
     appearance = look_of(group)

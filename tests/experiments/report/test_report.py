@@ -20,7 +20,7 @@ from experiments.report.judged import refuse_outdated
 from experiments.report.site import build
 from experiments.report.words import findings
 from tests.experiments.analysis.run_factory import FakeRun, write_runs
-from tests.experiments.report.report_toys import write_results
+from tests.experiments.report.report_toys import ROLES, write_results
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -171,6 +171,23 @@ def test_seed_that_diverges_at_once_leaves_medians_to_compare(tmp_path):
     )
 
 
+def test_unfinished_run_is_drawn_told_and_linked_and_counts_nowhere(pages, tmp_path):
+    folder = write_results(tmp_path)
+    begun = {"status": "running", "top1": (70.0, 80.5), "loss": (2.0, 1.0)}
+    write_runs(folder, FakeRun("shampoo", 4, roles=ROLES, **begun))
+    write_registry(folder, folder / "claims.yaml")
+    written = build(folder, folder / "report")
+    (page,) = (path.read_text("utf-8") for path in written if path.name == "toy.html")
+    assert "Thin line with a ring: a seed that has not ended" in page
+    assert "<title>seed 4 so far, epoch 2 of 30: 80.5; not counted</title>" in page
+    assert "Shampoo, seed 4 so far, from 70 to 80.5" in page
+    assert re.search(r"Shampoo <small>n = 0</small>", page)
+    assert "epoch 2 of 30; not counted; its curve so far is drawn" in page
+    (source,) = re.findall(r'<div class="source"[^>]*><h4>Shampoo</h4>.*?</div>', page, re.S)
+    assert "/shampoo/reduced-seed4-" in source
+    assert not any("with a ring" in page or 'class="ring"' in page for page in pages.values())
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
@@ -316,6 +333,25 @@ def test_a_text_asks_before_it_speaks_of_a_scale(write_prose):
         '{% if has("reduced", "sgd", "adam") or has("smoke") or has("full", "sgd") %}no{% endif %}'
     )
     assert write_prose(text) == ""
+
+
+def test_a_text_says_how_far_a_run_is_that_is_not_over(tmp_path):
+    begun = FakeRun("sgd", 1, status="running", top1=(70.0, 80.0, None))
+    found = results_of(write_runs(tmp_path, begun), "toy")
+
+    def written(text):
+        (tmp_path / "toy.md").write_text(text)
+        return prose.experiment_prose("toy", found, tmp_path)
+
+    assert ">80.00 at epoch 2</a>" in written('{{ so_far("sgd", "test_top1", "reduced") }}')
+    assert ">0.5000 at epoch 3</a>" in written('{{ so_far("sgd", "train_loss") }}')
+    asked = '{% if unfinished("reduced", "sgd") and not unfinished("full", "sgd") %}yes{% endif %}'
+    assert written(asked) == "<p>yes</p>\n"
+    with pytest.raises(UserError, match="metric 'top1': did you mean"):
+        written('{{ so_far("sgd", "top1") }}')
+    found = results_of(write_runs(tmp_path / "ended", FakeRun("sgd")), "toy")
+    with pytest.raises(UserError, match="no unfinished run of 'sgd'"):
+        written('{{ so_far("sgd", "test_top1") }}')
 
 
 def test_a_statement_that_holds_prints_nothing(write_prose):

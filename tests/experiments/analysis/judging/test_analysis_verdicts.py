@@ -123,6 +123,13 @@ def test_claim_names_an_arm_where_it_may_name_an_optimizer(tmp_path):
     assert judge(ORDERING, results).reason == "no ended run of mL-BFGS"
 
 
+def test_claim_on_a_contestant_whose_seeds_have_only_begun_names_them(tmp_path):
+    begun = [replace(run, status="running") for run in runs("mlbfgs", (90.0, 91.0))]
+    verdict = judged(tmp_path, ORDERING, [*begun, *runs("sgd", (89.0, 89.9))])
+    assert str(verdict) == "not run"
+    assert verdict.reason == "no ended run of mL-BFGS; begun: seed 0, 1"
+
+
 def test_reduced_scale_keeps_the_command_that_would_settle_it(tmp_path):
     verdict = judged(tmp_path, VALUE, runs("mlbfgs", (89.9, 90.0, 90.1)))
     assert verdict.command.endswith("--scale full")

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from experiments.analysis.measuring.curves import GRID_POINTS, curve
+from experiments.analysis.measuring.curves import GRID_POINTS, curve, extent
 from experiments.analysis.measuring.groups import group_runs
 from experiments.analysis.measuring.runs import load_runs
 from experiments.analysis.measuring.statistics import t_quantile
@@ -89,9 +89,30 @@ def test_one_record_gives_one_point(tmp_path):
     assert (line.x.tolist(), line.mean.tolist()) == ([10.0], [1.0])
 
 
-def test_running_runs_and_unknown_metrics_have_no_points(tmp_path):
-    group = only_group(tmp_path, FakeRun(status="running"))
-    assert curve(group, "test_top1", "epoch").x.size == 0
+def test_a_metric_that_no_run_has_gives_no_curve(tmp_path):
+    line = curve(only_group(tmp_path, FakeRun()), "test_top3", "epoch")
+    assert line.x.size == 0 and not line.drawn
+
+
+@pytest.mark.parametrize("axis", ["epoch", "step", "train_time_s"])
+def test_unfinished_seed_is_a_line_of_its_own_and_in_no_mean(tmp_path, axis):
+    begun = FakeRun(seed=1, status="running", top1=(5.0, None, 40.0), loss=(9.0, 7.0, 0.1))
+    group = only_group(tmp_path, FakeRun(top1=(10.0, 20.0, 30.0), loss=(2.0, 1.0, 0.5)), begun)
+    line = curve(group, "test_top1", axis)
+    assert line.n.max() == 1 and line.high.max() == line.mean.max() == 30.0
+    (trace,) = line.unfinished
+    assert (trace.run.seed, list(trace.y)) == (1, [5.0, 40.0])
+    np.testing.assert_allclose(trace.x, np.array([1, 3]) * {"epoch": 1, "step": 100}.get(axis, 10))
+    shown = extent([curve(group, "train_loss", axis)])
+    assert (shown.low, shown.high) == (0.1, 9.0)
+
+
+def test_seeds_that_are_all_unfinished_have_an_extent_of_their_own(tmp_path):
+    group = only_group(tmp_path, FakeRun(status="running", loss=(2.0, 90.0, 1.0)))
+    line = curve(group, "train_loss", "epoch")
+    shown = extent([line])
+    assert line.x.size == 0 and line.drawn
+    assert (shown.low, shown.ceiling, shown.explodes) == (1.0, 20.0, True)
 
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (2, 0, 1)])

@@ -115,11 +115,22 @@ def test_every_run_that_is_not_done_is_reported(tmp_path, status):
     write_runs(tmp_path, FakeRun(seed=0), FakeRun(seed=1, status=status, message="because"))
     (results,) = grouped(tmp_path)
     (group,) = results.groups
-    assert group.status_counts == f"1 done, 1 {status}"
+    state = "unfinished" if status == "running" else status
+    assert group.status_counts == f"1 done, 1 {state}"
+    assert [run.seed for run in group.unfinished] == ([1] if status == "running" else [])
     assert len(group.ended) == (1 if status in ("running", "refused") else 2)
     (line,) = results.problems
-    assert line.startswith("sgd/reduced-seed1-") and status in line
-    assert "because" in line or status == "running"
+    assert line.startswith("sgd/reduced-seed1-") and "because" in line
+    told = ", epoch 3 of 30; not counted; its curve so far is drawn"
+    assert (told if status == "running" else status) in line
+
+
+def test_run_that_says_running_and_no_more_may_be_dead(tmp_path):
+    write_runs(tmp_path, FakeRun(status="running", top1=(), loss=()))
+    (results,) = grouped(tmp_path)
+    (line,) = results.problems
+    assert line.endswith(": running, or killed without a trace, epoch 0 of 30; not counted")
+    assert results.groups[0].unfinished == ()
 
 
 def test_targets_that_differ_are_not_compared(tmp_path):

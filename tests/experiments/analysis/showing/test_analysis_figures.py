@@ -72,7 +72,8 @@ def test_legend_says_of_how_many_seeds_a_line_is_not(tmp_path):
 
 
 def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
-    runs = [FakeRun(), FakeRun("adam", status="diverged"), FakeRun("kfac", status="running")]
+    unseen = FakeRun("kfac", status="running", top1=(), loss=())
+    runs = [FakeRun(), FakeRun("adam", status="diverged"), unseen]
     figure = figures.training_figure(results_of(tmp_path, *runs))
     panels = figure.axes
     assert [panel.get_xlabel() for panel in panels] == ["epoch", "training time (s)"] * 2
@@ -83,6 +84,24 @@ def test_training_figure_shows_every_group_scale_and_unit(tmp_path):
     assert "smallest to largest seed" in legend.get_title().get_text()
     crosses = [line for line in panels[0].lines if line.get_marker() == "x"]
     assert [line.get_color() for line in crosses] == [palette.look("adam").colour]
+
+
+def test_unfinished_seeds_are_thin_lines_with_a_ring_and_counted_nowhere(tmp_path):
+    begun = FakeRun("kfac", status="running", top1=(40.0, 60.0), loss=(2.0, 1.0))
+    figure = figures.training_figure(results_of(tmp_path, FakeRun(), FakeRun("adam"), begun))
+    assert figure.get_suptitle() == "toy, reduced scale, n = 0 to 1 seeds"
+    (legend,) = figure.legends
+    entries = [text.get_text() for text in legend.get_texts()]
+    assert entries == ["SGD (n = 1)", "Adam (n = 1)", "KFAC (n = 0)"]
+    assert "of a seed that has not ended" in legend.get_title().get_text()
+    for panel, last in zip(figure.axes, (1.0, 1.0, 60.0, 60.0), strict=True):
+        own = [line for line in panel.lines if line.get_color() == palette.look("kfac").colour]
+        thin, ring = own
+        assert thin.get_linewidth() < 1 and list(thin.get_ydata())[-1] == last
+        assert ring.get_marker() == "o" and list(ring.get_ydata()) == [last]
+        assert ring.get_markerfacecolor() == "none"
+    finished = figures.training_figure(results_of(tmp_path / "none", FakeRun()))
+    assert "not ended" not in finished.legends[0].get_title().get_text()
 
 
 def test_loss_that_falls_far_is_drawn_on_a_log_scale(tmp_path):
