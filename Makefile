@@ -20,11 +20,14 @@ help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
 	@printf "  make %-21s %s\n" "reproduce-<experiment>" "one experiment (SCALE=full, JOBS=1, RANKS=, DRY=): $(EXPERIMENTS)"
 
-# Modules are compiled when they are first imported, not all of them here.
+# Modules are compiled when they are first imported, not all of them here. Where writing bytecode is
+# forbidden, as in many containers, every process would compile all of torch that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[suite,dev]'
+	@$(BIN)/python -c 'import experiments.reproduce, experiments.worker, torch._dynamo'
 	@touch $@
 
 install: $(STAMP) ## make .venv and install everything under the pins of constraints.txt

@@ -173,9 +173,9 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         group = group_of(results, contestant)
         if metric not in METRICS:
             raise UserError(f"metric {metric!r}: {nearest(metric, METRICS)}")
-        kind = "loss" if metric in FALLING_METRICS else "percent"
+        kind, unit = ("loss", "") if metric in FALLING_METRICS else ("percent", " %")
         told = [
-            f"{quantities.number(float(trace.y[-1]), kind)} at epoch {trace.x[-1]:g}"
+            f"{quantities.number(float(trace.y[-1]), kind)}{unit} at epoch {trace.x[-1]:g}"
             for trace in curve(group, metric, "epoch").unfinished
         ]
         if not told:

@@ -343,7 +343,7 @@ def test_a_text_says_how_far_a_run_is_that_is_not_over(tmp_path):
         (tmp_path / "toy.md").write_text(text)
         return prose.experiment_prose("toy", found, tmp_path)
 
-    assert ">80.00 at epoch 2</a>" in written('{{ so_far("sgd", "test_top1", "reduced") }}')
+    assert ">80.00 % at epoch 2</a>" in written('{{ so_far("sgd", "test_top1", "reduced") }}')
     assert ">0.5000 at epoch 3</a>" in written('{{ so_far("sgd", "train_loss") }}')
     asked = '{% if unfinished("reduced", "sgd") and not unfinished("full", "sgd") %}yes{% endif %}'
     assert written(asked) == "<p>yes</p>\n"
