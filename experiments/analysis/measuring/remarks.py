@@ -19,7 +19,7 @@ def of_run(run: Run) -> Iterator[str]:
     if run.status == "running":
         state = run.message or "running, or killed without a trace"
         drawn = "; its curve so far is drawn" if run.epochs else ""
-        yield f"{run.name}: {state}, {run.progress}; not counted{drawn}"
+        yield f"{run.name}: unfinished at {run.progress} ({state}); not counted{drawn}"
     elif run.status == "refused":
         yield f"{run.name}: refused ({run.message}); not counted"
     elif run.status in ("timeout", "crashed"):

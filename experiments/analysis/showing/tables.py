@@ -238,7 +238,7 @@ def _speedup_cell(results: Results, group: Group, measure: str) -> str:
     if results.target is None:
         return quantities.NOTHING
     if results.baseline() is group:
-        return "1 (by definition)"
+        return "1 (by definition)" if group.ended else quantities.NOTHING
     ratio = speedup_over_baseline(results, group, measure)
     if ratio is None:
         name = results.role("baseline") or ""

@@ -182,7 +182,8 @@ def test_unfinished_run_is_drawn_told_and_linked_and_counts_nowhere(pages, tmp_p
     assert "<title>seed 4 so far, epoch 2 of 30: 80.5; not counted</title>" in page
     assert "Shampoo, seed 4 so far, from 70 to 80.5" in page
     assert re.search(r"Shampoo <small>n = 0</small>", page)
-    assert "epoch 2 of 30; not counted; its curve so far is drawn" in page
+    told = "unfinished at epoch 2 of 30 (running, or killed without a trace); not counted"
+    assert told in page
     (source,) = re.findall(r'<div class="source"[^>]*><h4>Shampoo</h4>.*?</div>', page, re.S)
     assert "/shampoo/reduced-seed4-" in source
     assert not any("with a ring" in page or 'class="ring"' in page for page in pages.values())

@@ -121,7 +121,7 @@ def test_every_run_that_is_not_done_is_reported(tmp_path, status):
     assert len(group.ended) == (1 if status in ("running", "refused") else 2)
     (line,) = results.problems
     assert line.startswith("sgd/reduced-seed1-") and "because" in line
-    told = ", epoch 3 of 30; not counted; its curve so far is drawn"
+    told = "unfinished at epoch 3 of 30 (because); not counted; its curve so far is drawn"
     assert (told if status == "running" else status) in line
 
 
@@ -129,7 +129,8 @@ def test_run_that_says_running_and_no_more_may_be_dead(tmp_path):
     write_runs(tmp_path, FakeRun(status="running", top1=(), loss=()))
     (results,) = grouped(tmp_path)
     (line,) = results.problems
-    assert line.endswith(": running, or killed without a trace, epoch 0 of 30; not counted")
+    told = ": unfinished at epoch 0 of 30 (running, or killed without a trace); not counted"
+    assert line.endswith(told)
     assert results.groups[0].unfinished == ()
 
 

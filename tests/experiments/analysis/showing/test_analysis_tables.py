@@ -15,9 +15,11 @@ import pytest
 
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.comparison import compare
+from experiments.analysis.measuring.groups import group_runs
+from experiments.analysis.measuring.runs import load_runs
 from experiments.analysis.measuring.statistics import Estimate, Interval
 from experiments.analysis.showing.summary import summarise
-from experiments.analysis.showing.tables import TERMINAL_WIDTH, Table
+from experiments.analysis.showing.tables import TERMINAL_WIDTH, Table, result_tables
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,6 +101,15 @@ def test_misses_stand_in_words(summary):
     assert "miss 3/3" in markdown and "miss 1/3" in markdown
     assert "inf" not in markdown.replace("information", "")
     assert "nan" not in markdown
+
+
+def test_baseline_of_which_nothing_has_ended_is_no_measure_of_speed(tmp_path):
+    write_runs(tmp_path, FakeRun(status="running"), FakeRun("adam"))
+    (results,) = group_runs(load_runs(tmp_path, "toy"))
+    (table,) = (t for t in result_tables(results) if t.title.startswith("Steps and seconds"))
+    sgd, adam = table.rows
+    assert sgd[-2:] == (quantities.NOTHING, quantities.NOTHING)
+    assert adam[-2:] == ("no run on one side has a value",) * 2
 
 
 def test_every_row_carries_its_scale(summary):
