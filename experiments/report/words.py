@@ -52,9 +52,9 @@ def _best(results: Results) -> list[str]:
             _percent(known[group]) if every else f"{quantities.number(ranks[group], 'percent')} %"
         )
 
-    what = "mean" if every else "median"
+    what = f"{'highest ' if len(known) > 1 else ''}{'mean' if every else 'median'}"
     scope = f" of {display_name(results.family[0])} and those beside it" if results.family else ""
-    text = f"highest {what} final top-1{scope}: {best.label}, {told(best)}"
+    text = f"{what} final top-1{scope}: {best.label}, {told(best)}"
     if baseline in known and baseline is not best:
         text += f"; the baseline {baseline.label} has {told(baseline)}"
     return [text]
@@ -62,7 +62,7 @@ def _best(results: Results) -> list[str]:
 
 def _told_apart(results: Results) -> list[str]:
     over = results.baseline()
-    if over is None:
+    if over is None or not over.ended:
         return []
     sorted_out: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
     single = []
@@ -95,7 +95,8 @@ def _speed(results: Results) -> list[str]:
         return []
     if not _reached(results, over):
         names = [group.label for group in results.groups if _reached(results, group)]
-        alone = f"reached {results.target}, which no run of {over.label} did: {', '.join(names)}"
+        others = f", which no run of {over.label} did" if over.ended else ""
+        alone = f"reached {results.target}{others}: {', '.join(names)}"
         return [*([alone] if names else []), *_misses(results)]
     lines = []
     for measure, unit in (("steps_to_target", "steps"), ("seconds_to_target", "seconds")):

@@ -189,6 +189,15 @@ def test_unfinished_run_is_drawn_told_and_linked_and_counts_nowhere(pages, tmp_p
     assert not any("with a ring" in page or 'class="ring"' in page for page in pages.values())
 
 
+def test_nobody_is_highest_alone_or_compared_with_what_has_not_ended(tmp_path):
+    begun = FakeRun("sgd", status="running", roles={"baseline": "sgd"})
+    write_runs(tmp_path, begun, FakeRun("adam", roles={"baseline": "sgd"}))
+    (results,) = results_of(tmp_path, "toy")
+    told = findings(results)
+    reached = "reached test_top1 >= 90: Adam"
+    assert told[1:] == ["mean final top-1: Adam, 91.00 % (n = 1)", reached]
+
+
 def test_learning_rates_of_a_search_are_told_with_its_trials(tmp_path):
     folder = write_results(tmp_path)
     for path in folder.glob("runs/toy/sgd/reduced-*"):
