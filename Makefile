@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else f"Python 3.10 to 3.13 is needed, $(PYTHON) is {v[0]}.{v[1]}: use make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[suite,dev]'
-	@$(BIN)/python -c 'import experiments.reproduce, experiments.worker, torch._dynamo'
+	@$(BIN)/python -c 'import experiments.reproduce, experiments.training.trainer, torch._dynamo, torchvision, timm'
 	@touch $@
 
 install: $(STAMP) ## make .venv and install everything under the pins of constraints.txt

@@ -24,13 +24,15 @@ def findings(results: Results) -> list[str]:
 
 def _effort(results: Results) -> str:
     runs = [run for group in results.groups for run in group.runs]
+    begun = sum(len(group.unfinished) for group in results.groups)
     seconds = sum(run.train_time_s for run in runs)
     seeds = sorted({run.seed for run in runs})
     counts = {len(group.ended) for group in results.groups}
     each = "" if len(counts) > 1 else f", {min(counts)} each" if counts else ""
     named = ", ".join(map(str, seeds))
     return (
-        f"{len(runs)} runs of {len(results.groups)} contestants{each}, "
+        f"{len(runs)} runs{f' ({begun} unfinished)' if begun else ''} of "
+        f"{len(results.groups)} contestants{each}, "
         f"seed{'s' if len(seeds) > 1 else ''} {named}, {quantities.duration(seconds)} of training"
     )
 

@@ -1,4 +1,4 @@
-"""A noisy quadratic over parameters of four shapes how to walk on it; a state of known pairs."""
+"""A noisy quadratic over parameters of four shapes, and how to walk on it; a state of pairs."""
 
 import copy
 

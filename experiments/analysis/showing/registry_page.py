@@ -150,7 +150,10 @@ def _trained(registry: Registry) -> str:
         for results in all_results:
             runs = [run for group in results.groups for run in group.ended]
             seconds = sum(run.train_time_s for run in runs)
-            counts = (str(len(results.groups)), str(len(runs)), quantities.duration(seconds))
+            trained = sum(bool(group.ended) for group in results.groups)
+            begun = sum(len(group.unfinished) for group in results.groups)
+            many = f"{len(runs)}{f', {begun} unfinished' if begun else ''}"
+            counts = (str(trained), many, quantities.duration(seconds))
             found = [v.outcome for e in own for v in _judged(e) if v.scale == results.scale]
             words = [f"{found.count(o)} {o}" for o in OUTCOMES if o in found]
             verdicts = ", ".join(words) or quantities.NOTHING

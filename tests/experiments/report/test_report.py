@@ -176,6 +176,8 @@ def test_unfinished_run_is_drawn_told_and_linked_and_counts_nowhere(pages, tmp_p
     begun = {"status": "running", "top1": (70.0, 80.5), "loss": (2.0, 1.0)}
     write_runs(folder, FakeRun("shampoo", 4, roles=ROLES, **begun))
     write_registry(folder, folder / "claims.yaml")
+    trained = (folder / "summary" / "verdicts.md").read_text("utf-8")
+    assert "| `toy` | reduced | 4 | 10, 1 unfinished |" in trained
     written = build(folder, folder / "report")
     (page,) = (path.read_text("utf-8") for path in written if path.name == "toy.html")
     assert "Thin line with a ring: a seed that has not ended" in page
@@ -195,6 +197,7 @@ def test_nobody_is_highest_alone_or_compared_with_what_has_not_ended(tmp_path):
     (results,) = results_of(tmp_path, "toy")
     told = findings(results)
     reached = "reached test_top1 >= 90: Adam"
+    assert told[0].startswith("2 runs (1 unfinished) of 2 contestants, ")
     assert told[1:] == ["mean final top-1: Adam, 91.00 % (n = 1)", reached]
 
 
