@@ -4,14 +4,17 @@ State belongs to parameters: what a checkpoint holds of a parameter are views of
 the flat storage, and a few counters. It is bound neither to a block plan nor to an order of the
 flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
 
-    param_average, grad_average      M_θ, M_g                       (*shape)
-    param_snapshot, grad_snapshot    the same at the last multiple of T
+    param_snapshot                   M_θ at the last multiple of T  (*shape)
+    param_progress                   M_θ minus this snapshot: the s of a pair, so far
+    grad_average, grad_snapshot      M_g, and M_g at the last multiple of T
     momentum_buffer                  where any group has momentum   (*shape)
     s_history, y_history             ring slots of the pairs        (M, *shape)
     step                             steps taken by the optimizer
     seeded                           whether the averages have begun
     pairs, skipped, damped           pairs accepted, refused, damped so far
     block                            its block when the newest pair of all came in; -1 before
+
+M_θ itself is not kept: in float32 it would round away what moves by less than 1e-7 of θ.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from mlbfgs.variant import PAPER, Variant
 
 logger = logging.getLogger(__name__)
 
-VECTORS = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
+VECTORS = ("param_progress", "grad_average", "param_snapshot", "grad_snapshot")
 BLOCK_COUNTERS = ("pairs", "skipped", "damped")
 #: Rounding errors that may have put a pair below σ_L where it is not known which blocks it is from:
 #: those of storage in `history_dtype`, and those of long sums.
@@ -109,7 +112,7 @@ class FlatState:
         self.inside = len(layout.blocks) if outside is None else outside
         self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
-        updated = [name for name in names if not name.endswith("snapshot")]
+        updated = [name for name in names if name != "grad_snapshot"]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
         self.step = 0
         self.seeded = [False] * len(layout.params)
@@ -131,7 +134,7 @@ class FlatState:
         return {**self.flat, "s_history": self.history.W[:m], "y_history": self.history.W[m:]}
 
     def _allocate_work(self) -> tuple[Tensor, list[Tensor]]:
-        segments, shapes = self.layout.segments, self.pieces["param_average"]
+        segments, shapes = self.layout.segments, self.pieces["param_progress"]
         size = max((s.stop - s.start for s in segments), default=0)
         work = torch.empty(size, dtype=self.layout.dtype, device=self.layout.device)
         views: list[Tensor] = []
@@ -206,15 +209,21 @@ class FlatState:
             for p in layout.params
         ]
         for i, p in enumerate(layout.params):
-            given = values.get(p, {})
+            given = dict(values.get(p, {}))
+            # a state of before `param_progress` holds M_θ itself
+            whole_average = "param_progress" not in given and "param_average" in given
+            if whole_average:
+                given["param_progress"] = given["param_average"]
             for name in self.views:
                 if name in given:
                     self._take(name, i, given[name])
+            if whole_average:
+                self.views["param_progress"][i].sub_(self.views["param_snapshot"][i])
             # an average means nothing without its snapshot, nor one average without the other
             self.seeded[i] = bool(given.get("seeded", 1)) and all(name in given for name in VECTORS)
             if not ("s_history" in given and "y_history" in given):  # half a pair is none
                 counters[i]["pairs"] = 0
-        self.step = max(c["step"] for c in counters)
+        self.step = max((c["step"] for c in counters), default=0)
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
             self.skipped[block] = max(counters[i]["skipped"] for i in members)
@@ -234,7 +243,11 @@ class FlatState:
             values: as in `load`; a parameter without any state has not been trained.
         """
         given = [values[p] for p in self.layout.params if values.get(p)]
-        counts = {name: sum(name not in entry for entry in given) for name in self.views}
+        counts = {
+            name: sum(name not in entry for entry in given)
+            for name in self.views
+            if not (name == "param_progress" and all("param_average" in entry for entry in given))
+        }
         lacking = [f"{name} of {count}" for name, count in counts.items() if count]
         if lacking:
             logger.warning(

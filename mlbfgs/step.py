@@ -238,7 +238,8 @@ class _Step:
     def close_interval(self) -> None:
         """Alg. 1, line 13: new snapshots; then, if asked for, a new gradient average."""
         flat = self.flat
-        flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
+        flat.flat["param_snapshot"].add_(flat.flat["param_progress"])
+        flat.flat["param_progress"].zero_()
         flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
         for part, fresh in self.fresh:
             torch._foreach_copy_(part.grad_average, fresh)
@@ -265,10 +266,15 @@ def _seed_averages(
                 g = g.add(p, alpha=decay) if entering == "decayed" else g * (1 + decay)
             # β 0 + x = x: what a sum begins with is added by this step
             from_zero = shared.variant.averaging == "sum"
-            for name, value in (("param", p), ("grad", g)):
-                first = torch.zeros_like(value) if from_zero else value
-                flat.layout.put(flat.flat[f"{name}_snapshot"], i, value)
-                flat.layout.put(flat.flat[f"{name}_average"], i, first)
+            value = p.to(flat.layout.dtype)
+            started = {
+                "param_snapshot": value,
+                "param_progress": -value if from_zero else torch.zeros_like(value),
+                "grad_snapshot": g,
+                "grad_average": torch.zeros_like(g) if from_zero else g,
+            }
+            for name, first in started.items():
+                flat.layout.put(flat.flat[name], i, first)
             flat.seeded[i] = True
 
 
@@ -283,11 +289,10 @@ def _update_pairs(
         of_step: (5, B) `_Step.products`, None where the step's direction is not known yet.
     """
     history = flat.history
-    averages = (flat.flat["param_average"], flat.flat["grad_average"])
-    snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
+    moved = flat.flat["param_progress"], flat.flat["grad_average"], flat.flat["grad_snapshot"]
     dots = flat.of_step.new_zeros(3, len(flat.layout.blocks))
     for block in range(flat.inside):
-        for _, _, s, y in history.candidate(block, averages, snapshots):
+        for _, _, s, y in history.candidate(block, *moved):
             tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
             dots[:, block].add_(tile)
     known = flat.of_step[:0] if of_step is None else of_step
@@ -304,7 +309,7 @@ def _update_pairs(
             variant=shared.variant,
         )
         if pair.accepted:
-            slot = history.write(block, averages, snapshots, pair.tau)
+            slot = history.write(block, *moved, tau=pair.tau)
             written.append((block, slot))
             flat.damped[block] += pair.damped
         else:

@@ -296,12 +296,12 @@ def loaded_from_rank_zero(rank):
         except ValueError as error:
             said[mode] = str(error)
         other.load_state_dict(pickle.loads(pickle.dumps(optimizer.state_dict())))
-    shard = pickle.loads(box[0])["state"][0]["param_average"]
+    shard = pickle.loads(box[0])["state"][0]["param_progress"]
     for use in ("whole", "own_part"):
         if rank == 1:  # alone: refused before anybody waits
             flat = optimizer._built
             i = next(i for i, p in enumerate(flat.layout.params) if p is named["conv"])
-            like = optimizer.state[named["conv"]]["param_average"]
+            like = optimizer.state[named["conv"]]["param_progress"]
             try:
                 if use == "whole":
                     shard.whole(flat.collectives)
