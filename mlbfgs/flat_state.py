@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlbfgs.checkpoint import StateShard, own_part, refuse_foreign_parts, shown
+from mlbfgs.checkpoint import is_shard, own_part, refuse_foreign_parts, same_memory, shown
 from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
@@ -91,6 +91,7 @@ class FlatState:
             outside: the number of the last "block", if its parameters are in no block.
         """
         self.layout = layout
+        self._settings = (history_size, history_dtype, with_momentum, variant, outside)
         names = (*VECTORS, "momentum_buffer") if with_momentum else VECTORS
         self.flat = {
             name: torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device)
@@ -174,6 +175,36 @@ class FlatState:
             len(entry) >= len(known) and all(map(is_, known, entry.values()))
             for entry, known in zip(entries, tensors, strict=True)
         )
+
+    def is_filled_by(
+        self,
+        values: Mapping[Tensor, Mapping[str, Any]],
+        layout: Layout,
+        collectives: Collectives,
+        settings: Mapping[str, Any],
+    ) -> bool:
+        """Whether this state would be laid out the same and has these values already.
+
+        That is so after somebody wrote into its tensors and then loads them. All ranks ask together.
+
+        Args:
+            values: for each parameter its state.
+            layout: of the state that is wanted.
+            collectives: of it.
+            settings: of it, as given to the class.
+        """
+        given = [values.get(p, {}) for p in self.layout.params]
+        kept = (
+            self.collectives is collectives
+            and self._settings == tuple(settings.values())
+            and self.layout.lies_as(layout)
+            and all(
+                name in entry and same_memory(entry[name], shown_now[name])
+                for entry, shown_now in zip(given, self._shown, strict=True)
+                for name in self.views
+            )
+        )
+        return not collectives.anywhere(not kept, layout.device)
 
     def write_counters(self) -> None:
         """Bring the counters in every parameter's state up to date."""
@@ -308,13 +339,14 @@ class FlatState:
     def _take(self, name: str, i: int, value: Tensor) -> None:
         vector = self._vectors()[name]
         like = shown(vector, self.layout, i, self.collectives)
-        shared = isinstance(like, StateShard)
+        shared = is_shard(like)
         target = self.layout.stretch_view(vector, i) if shared else self.views[name][i]
         try:
-            part = own_part(value, like, self.layout, i, self.collectives)
+            part = own_part(value, like, self.collectives)
         except ValueError as error:
             raise ValueError(f"loaded state {name!r} of {self.layout.names[i]} {error}") from None
-        target.copy_(part)
+        if not same_memory(part, target):
+            target.copy_(part)
 
     def _align(self, i: int, pairs: int, target: int) -> None:
         """Move the ring of parameter i so that its newest pair is pair number `target`."""
@@ -329,6 +361,38 @@ class FlatState:
             view.zero_()
             if new:
                 view[new] = rows
+
+
+def check_values(
+    values: Mapping[Tensor, Mapping[str, Any]],
+    layout: Layout,
+    collectives: Collectives,
+    history_size: int,
+) -> None:
+    """Refuse a state that does not fit before anything is given up for it: a collective call.
+
+    Args:
+        values: for each parameter its state.
+        layout: what each rank keeps.
+        collectives: the ranks.
+        history_size: M.
+
+    Raises:
+        ValueError: a tensor does not have its parameter's shape, or is another rank's part.
+    """
+    refuse_foreign_parts(values, layout, collectives)
+    rows = {name: () for name in (*VECTORS, "param_average", "momentum_buffer")}
+    expected = {**rows, "s_history": (history_size,), "y_history": (history_size,)}
+    for param, name in zip(layout.params, layout.names, strict=True):
+        for key, value in values.get(param, {}).items():
+            shape = (*expected.get(key, ()), *param.shape)
+            if key in expected and tuple(value.shape) != shape:
+                raise ValueError(
+                    f"loaded state {key!r} of {name} has shape {tuple(value.shape)}, "
+                    f"expected {shape}"
+                )
+            if is_shard(value):
+                value.check_ranks(collectives)
 
 
 def whole_tensors(vector: Tensor, flat: FlatState) -> list[Tensor]:

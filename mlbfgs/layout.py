@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TypeVar, cast
 
 import torch
@@ -244,6 +245,14 @@ class Layout:
         """Whether the parameters' shapes, strides, dtypes and devices are those of construction."""
         pairs = zip(self.tensors(), self._seen, strict=True)
         return all((t.shape, t.stride(), t.dtype, t.device) == seen for t, seen in pairs)
+
+    def lies_as(self, other: Layout) -> bool:
+        """Whether another layout has the same parameters, of the same form, in the same places."""
+        places = [
+            (lay.group_of, lay.block_of, lay.offsets, lay.ranges, lay.shard, lay._seen, lay.dtype)
+            for lay in (self, other)
+        ]
+        return places[0] == places[1] and all(map(is_, self.params, other.params))
 
     def cut(self, tensors: Sequence[_MaybeTensor]) -> list[_MaybeTensor]:
         """Each parameter's tensor as pieces, which are views wherever the memory allows it.

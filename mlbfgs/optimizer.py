@@ -18,7 +18,7 @@ from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collecti
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind
-from mlbfgs.flat_state import FlatState, whole_tensors
+from mlbfgs.flat_state import FlatState, check_values, whole_tensors
 from mlbfgs.groups import (
     KnownParameters,
     check_parameters,
@@ -359,6 +359,7 @@ class MLBFGS(Optimizer):
             ValueError: groups or shapes do not fit.
         """
         given: dict[str, Any] = {}
+        before = [self.param_groups, self.state]  # until the loaded ones are known to fit
 
         def take_state(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             given.update(loaded)
@@ -369,20 +370,22 @@ class MLBFGS(Optimizer):
             params = [p for group in self.param_groups for p in group["params"]]
             state = given["state"]
             values = {p: state.get(i, {}) for i, p in zip(ids, params, strict=True)}
-            self._rebuild(values)
+            self._rebuild(values, instead_of=before)
             self._flat_state().warn_of_missing(values)
 
-        before = self.register_load_state_dict_pre_hook(take_state)
-        after = self.register_load_state_dict_post_hook(put_state, prepend=True)
-        groups, state = self.param_groups, self.state
+        hooks = [
+            self.register_load_state_dict_pre_hook(take_state),
+            self.register_load_state_dict_post_hook(put_state, prepend=True),
+        ]
         try:
             super().load_state_dict(state_dict)
         except Exception:
-            self.param_groups, self.state = groups, state
+            if before:
+                self.param_groups, self.state = before
             raise
         finally:
-            before.remove()
-            after.remove()
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
@@ -390,11 +393,7 @@ class MLBFGS(Optimizer):
         self.curvature_records()  # reads what lies in flat storage
         kept = ("_betas", "_blocks", "_outside", "_history_dtype", "_records", "_collectives")
         own = {key: self.__dict__[key] for key in kept}
-        # cloned: a view is pickled with the whole of its storage
-        state = {
-            p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
-            for p, entry in self.state.items()
-        }
+        state = {p: dict(entry) for p, entry in self.state.items()}
         ranks = (self._ranks[0], None)  # `_collectives` has the group, which cannot be copied
         return {
             **super().__getstate__(),
@@ -417,8 +416,17 @@ class MLBFGS(Optimizer):
             self._rebuild(self.state)
             self._records = records
 
-    def _rebuild(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Lay out flat storage for the groups as they are now and fill it from `values`."""
+    def _rebuild(
+        self, values: Mapping[Tensor, Mapping[str, Any]], instead_of: list[Any] | None = None
+    ) -> None:
+        """Lay out flat storage for the groups as they are now and fill it from `values`.
+
+        Args:
+            values: for each parameter its state.
+            instead_of: emptied, and the state kept so far given up, before anything is allocated
+                and after `values` are known to fit: else a load would need that memory as well. If
+                the values are the state itself, written in place, it stays.
+        """
         everything, all_names = parameters_of(self.param_groups), names_of(self.param_groups)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         active = [is_active(p) or holds_state(values.get(p, {})) for p in everything]
@@ -443,15 +451,22 @@ class MLBFGS(Optimizer):
         names = [name for name, here in zip(names, active, strict=True) if here]
         layout = Layout(params, groups, blocks, collectives.spread, names)
         collectives.lay_out(layout)
-        flat = FlatState(
-            layout,
-            collectives,
-            history_size=shared.history_size,
-            history_dtype=self._history_dtype,
-            with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
-            variant=shared.variant,
-            outside=outside,
-        )
+        settings: dict[str, Any] = {
+            "history_size": shared.history_size,
+            "history_dtype": self._history_dtype,
+            "with_momentum": any(group["momentum"] != 0 for group in self.param_groups),
+            "variant": shared.variant,
+            "outside": outside,
+        }
+        flat = None
+        if instead_of is not None:
+            check_values(values, layout, collectives, shared.history_size)
+            kept, self._built = self._built, None
+            if kept is not None and kept.is_filled_by(values, layout, collectives, settings):
+                flat = kept
+            instead_of.clear()
+            del kept
+        flat = flat or FlatState(layout, collectives, **settings)
         with torch.no_grad():
             flat.load(values, shared.curvature_bounds)
         self._built, self._collectives = flat, collectives
@@ -475,7 +490,9 @@ class MLBFGS(Optimizer):
             ValueError: `history_size` was changed.
         """
         flat = self._built
-        assert flat is not None
+        if flat is None:  # there was no memory for a load
+            self._rebuild(self.state)
+            return self._flat_state()
         wanted = self.param_groups[0]["history_size"]
         if wanted != flat.history.history_size:
             raise ValueError(

@@ -300,14 +300,13 @@ def loaded_from_rank_zero(rank):
     shard = pickle.loads(box[0])["state"][0]["param_progress"]
     for use in ("whole", "own_part"):
         if rank == 1:  # alone: refused before anybody waits
-            flat = optimizer._built
-            i = next(i for i, p in enumerate(flat.layout.params) if p is named["conv"])
+            ranks = optimizer._collectives
             like = optimizer.state[named["conv"]]["param_progress"]
             try:
                 if use == "whole":
-                    shard.whole(flat.collectives)
+                    shard.whole(ranks)
                 else:
-                    own_part(shard, like, flat.layout, i, flat.collectives)
+                    own_part(shard, like, ranks)
             except ValueError as error:
                 said[use] = str(error)
     return said
