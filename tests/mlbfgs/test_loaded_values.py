@@ -9,6 +9,7 @@ import torch
 
 from mlbfgs import MLBFGS, SLIMQN
 from mlbfgs.loading import plain_name
+from tests.gloo import run_ranks
 
 SETTINGS = {"lr": 0.05, "betas": 0.5, "update_interval": 2, "history_size": 3}
 SIZES = {"first.weight": 4, "first.bias": 3, "second.weight": 2}
@@ -361,3 +362,49 @@ def test_state_is_written_to_outside_inference_mode_wherever_it_was_made():
         for (_, p), q in zip(params, twin.param_groups[0]["params"], strict=True):
             p.copy_(q)
     assert same(walk(made), walk(twin))
+
+
+# --- several ranks -------------------------------------------------------------------------------
+
+REFUSING = {"drop_oldest_first": True, "pair_threshold": 1e-2}
+
+
+def broken_state():
+    """An average that is not finite on one of two ranks, one pair of three, and block 1's pairs."""
+    state = saved_state(blocks=2)
+    state["state"][0]["grad_average"][0] = float("nan")
+    state["state"][2]["momentum_buffer"][1] = float("inf")
+    state["state"][1]["y_history"][1, 2] = float("nan")
+    state["state"][2]["s_history"].zero_()
+    return state
+
+
+def load_and_train(rank, state):
+    found = []
+    for mode in ("sharded", "blocks"):
+        optimizer = loaded(state, blocks=2, distribution=mode)
+        counters = [
+            [entry[key] for key in ("step", "seeded", "pairs", "block")]
+            for entry in optimizer.state.values()
+        ]
+        refusing = make(blocks=2, distribution=mode, variant=REFUSING)
+        found.append((counters, walk(optimizer), walk(refusing, 30), refusing.curvature_records()))
+    return found
+
+
+@pytest.mark.slow
+def test_ranks_agree_about_what_is_dropped(caplog):
+    state = broken_state()
+    alone = loaded(state, blocks=2)
+    counters = [[e[k] for k in ("step", "seeded", "pairs", "block")] for e in alone.state.values()]
+    assert counters == [[9, 0, 2, 0], [9, 1, 2, 0], [9, 1, 0, 1]]
+    refusing = make(blocks=2, variant=REFUSING)
+    paths, records = (walk(alone), walk(refusing, 30)), refusing.curvature_records()
+    assert any(record["skipped"] and record["pairs"] == 2 for record in records), records
+    for rank in run_ranks(load_and_train, 2, state):
+        for known, *walked, told in rank:
+            assert known == counters
+            for path, expected in zip(walked, paths, strict=True):
+                for n in expected:
+                    torch.testing.assert_close(path[n], expected[n], rtol=1e-4, atol=1e-5)
+            assert [r["pairs"] for r in told] == [r["pairs"] for r in records]
