@@ -259,6 +259,24 @@ class CurvatureHistory:
         self.W[:k, span], self.W[m : m + k, span] = rows[:k], rows[k:]
         self.pairs[block] = k
 
+    def clear_unused(self, block: int) -> None:
+        """Zero the slots of a block that hold no pair: C gives them no weight, but 0 NaN is NaN."""
+        m = self.history_size
+        unused = sorted(set(range(m)) - set(ring_order(self.pairs[block], m)))
+        if unused:
+            self.W[[*unused, *(m + slot for slot in unused)], self.blocks[block]] = 0
+
+    def drop_oldest(self, block: int) -> bool:
+        """Drop the oldest pair of a full history (`variant.drop_oldest_first`); `rebuild` it then.
+
+        Returns:
+            Whether the history was full.
+        """
+        if self.pairs[block] < self.history_size:
+            return False
+        self.keep(block, ring_order(self.pairs[block], self.history_size)[1:])
+        return True
+
     def tiles(self, block: int) -> Iterator[tuple[int, int]]:
         """The borders of one block's tiles in the flat vector."""
         b = self.blocks[block]

@@ -20,7 +20,9 @@ M_θ itself is not kept: in float32 it would round away what moves by less than 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -33,12 +35,18 @@ from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
 from mlbfgs.layout import Layout
+from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
 
 logger = logging.getLogger(__name__)
 
 VECTORS = ("param_progress", "grad_average", "param_snapshot", "grad_snapshot")
 BLOCK_COUNTERS = ("pairs", "skipped", "damped")
+_FOREIGN_PAIRS = (
+    "the state was written under other blocks, in which its pairs were accepted: of block %s, %s "
+    "pairs would not have been, and are dropped"
+)
+_BROKEN_PAIRS = "of block %s, %s pairs of the loaded state are zero or not finite, and are dropped"
 #: Rounding errors that may have put a pair below σ_L where it is not known which blocks it is from:
 #: those of storage in `history_dtype`, and those of long sums.
 SLACK = 64
@@ -66,6 +74,8 @@ class FlatState:
             pairs, so that its H is the identity.
         inside: the number of true blocks.
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
+        asked: one-element tensors that are to be read with the next pair's products.
+        heard: their numbers.
     """
 
     def __init__(
@@ -120,6 +130,8 @@ class FlatState:
         self.skipped = [0] * len(layout.blocks)
         self.damped = [0] * len(layout.blocks)
         self.origin = [-1] * len(layout.params)
+        self.asked: list[Tensor] = []
+        self.heard: list[float] = []
         #: what `expose` gave, in flat order, and the tensors in it
         self._shown: list[dict[str, Any]] = []
         self._shown_tensors: list[tuple[Tensor, ...]] = []
@@ -151,6 +163,14 @@ class FlatState:
         """Bytes of the state, without the work buffer and the (2M)² numbers of each block."""
         tensors = [*self.flat.values(), self.history.W]
         return sum(t.numel() * t.element_size() for t in tensors)
+
+    def read(self, products: Tensor) -> list[list[float]]:
+        """Take products (r, c) to the host, and in the same message what was `asked`."""
+        asked = [t.reshape(1).to(products) for t in self.asked]
+        numbers: list[float] = torch.cat([products.reshape(-1), *asked]).tolist()
+        self.heard = numbers[products.numel() :]
+        width = products.shape[1]
+        return [numbers[i : i + width] for i in range(0, products.numel(), width)]
 
     def expose(self) -> dict[Tensor, dict[str, Any]]:
         """The state of every parameter, for `torch.optim.Optimizer.state`."""
@@ -206,6 +226,24 @@ class FlatState:
         )
         return not collectives.anywhere(not kept, layout.device)
 
+    def without_reshaped(self, state: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Any]:
+        """The entries of a state, but those of parameters that have another shape since.
+
+        Raises:
+            RuntimeError: one of these had begun its averages.
+        """
+        layout, values = self.layout, dict(state)
+        places = zip(layout.params, layout.tensors(), layout.shapes, strict=True)
+        for i, (p, t, shape) in enumerate(places):
+            if t.shape != shape:
+                if self.seeded[i]:
+                    raise RuntimeError(
+                        f"{layout.names[i]} has shape {tuple(t.shape)} and a state of shape "
+                        f"{tuple(shape)}: after a change of shape make a new optimizer"
+                    )
+                values.pop(p, None)
+        return values
+
     def write_counters(self) -> None:
         """Bring the counters in every parameter's state up to date."""
         places = zip(self._shown, self.layout.block_of, self.seeded, self.origin, strict=True)
@@ -222,21 +260,29 @@ class FlatState:
     ) -> None:
         """Take over per-parameter values, whatever layout they were written under.
 
-        Missing keys keep their initial values. Where the parameters of a block come with different
-        numbers of pairs (they were in different blocks), the newest pairs are brought together.
-        Pairs from other blocks that would not have been accepted in these are dropped.
+        Missing keys keep their initial values, and averages that are not finite start anew. Where
+        the parameters of a block come with different numbers of pairs (they were in different
+        blocks), the newest pairs are brought together. Pairs that are of no use are dropped: from
+        other blocks those that would not have been accepted in these, and all that are zero or not
+        finite.
 
         Args:
             values: for each parameter its state; parameters may be missing.
             bounds: thresholds (σ_L, σ_H) of the pairs, or None.
 
         Raises:
-            ValueError: a tensor does not have its parameter's shape, or is another rank's part.
+            ValueError: a tensor does not have its parameter's shape, or is another rank's part; a
+                value makes no sense.
         """
         layout, history = self.layout, self.history
+        values = {
+            p: checked_entry(values[p], list(self.views), name)
+            for p, name in zip(layout.params, layout.names, strict=True)
+            if p in values
+        }
         refuse_foreign_parts(values, layout, self.collectives)
         counters = [
-            {key: int(values.get(p, {}).get(key, 0)) for key in ("step", *BLOCK_COUNTERS)}
+            {key: values.get(p, {}).get(key, 0) for key in ("step", *BLOCK_COUNTERS)}
             for p in layout.params
         ]
         for i, p in enumerate(layout.params):
@@ -254,6 +300,8 @@ class FlatState:
             self.seeded[i] = bool(given.get("seeded", 1)) and all(name in given for name in VECTORS)
             if not ("s_history" in given and "y_history" in given):  # half a pair is none
                 counters[i]["pairs"] = 0
+        if any(values.values()):
+            self._restart_where_not_finite()
         self.step = max((c["step"] for c in counters), default=0)
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
@@ -263,8 +311,9 @@ class FlatState:
             history.pairs[block] = 0 if block == self.outside else known
             for i in members:
                 self._align(i, counters[i]["pairs"], history.pairs[block])
+            history.clear_unused(block)
         history.rebuild(*range(len(layout.blocks)))
-        self.origin = [int(values.get(p, {}).get("block", -1)) for p in layout.params]
+        self.origin = [values.get(p, {}).get("block", -1) for p in layout.params]
         self._drop_unusable(bounds)
 
     def warn_of_missing(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
@@ -274,10 +323,12 @@ class FlatState:
             values: as in `load`; a parameter without any state has not been trained.
         """
         given = [values[p] for p in self.layout.params if values.get(p)]
+        if self.layout.params and not given:
+            logger.warning("the loaded state has nothing of any parameter: all of them start anew")
+        older = {"param_progress": "param_average"}
         counts = {
-            name: sum(name not in entry for entry in given)
+            name: sum(entry.get(name, entry.get(older.get(name, name))) is None for entry in given)
             for name in self.views
-            if not (name == "param_progress" and all("param_average" in entry for entry in given))
         }
         lacking = [f"{name} of {count}" for name, count in counts.items() if count]
         if lacking:
@@ -286,41 +337,88 @@ class FlatState:
                 *(len(given), ", ".join(lacking)),
             )
 
-    def _drop_unusable(self, bounds: Bounds | None) -> None:
-        """Drop pairs that are from other blocks and of no use in these."""
-        history, collectives = self.history, self.collectives
-        slacks = self._slacks()
-        if not slacks:
+    def _restart_where_not_finite(self) -> None:
+        """Let averages and momentum of a parameter start anew where they are not finite.
+
+        Where the parameter itself is not finite they follow it and stay.
+        """
+        layout, collectives = self.layout, self.collectives
+        if layout.device.type == "meta":  # no numbers
             return
-        eps, m = torch.finfo(self.layout.dtype).eps, history.history_size
+        finite = all(bool(vector.isfinite().all()) for vector in self.flat.values())
+        if not collectives.anywhere(not finite, layout.device):
+            return
+        counts = torch.zeros(len(self.flat), len(layout.params), dtype=self.of_step.dtype)
+        for i, (t, kept) in enumerate(zip(layout.tensors(), layout.stretches, strict=True)):
+            if kept:
+                theta = layout.part(t, i, kept.start, kept.stop).reshape(-1).isfinite()
+                for row, vector in zip(counts, self.flat.values(), strict=True):
+                    wrong = ~layout.stretch_view(vector, i).isfinite() & theta
+                    row[i] = wrong.sum()
+        counts = counts.to(layout.device)
+        counts = collectives.sum_products(counts, counts[:0], [None] * len(layout.params))
+        told = []
+        for i, column in enumerate(counts.T.tolist()):
+            names = {name for name, count in zip(self.flat, column, strict=True) if count}
+            if not names:
+                continue
+            together = names & {"momentum_buffer"}
+            if names - together:  # the averages mean nothing without each other
+                together |= self.flat.keys() - {"momentum_buffer"}
+                self.seeded[i] = False
+            for name in together:
+                layout.stretch_view(self.flat[name], i).zero_()
+            told.append(f"{', '.join(sorted(names))} of {layout.names[i]}")
+        if told:
+            logger.log(
+                logging.WARNING if collectives.rank == 0 else logging.DEBUG,
+                "the loaded state has numbers that are not finite in %s: starts anew there",
+                "; ".join(told[:3]) + ("; ..." if len(told) > 3 else ""),
+            )
+
+    def _drop_unusable(self, bounds: Bounds | None) -> None:
+        """Drop pairs that are from other blocks and of no use in these, or of none anywhere."""
+        history, collectives = self.history, self.collectives
+        if not any(history.pairs) or self.layout.device.type == "meta":
+            return
+        slacks, m = self._slacks(), history.history_size
         products = history.pair_products()
         numbers = collectives.sum_products(products[:0], products, self.layout.owners).T.tolist()
-        dropped = {}
-        for block, slack in slacks.items():
-            slots = ring_order(history.pairs[block], m)
+        moved: dict[int, int] = {}
+        broken: dict[int, int] = {}
+        for block, pairs in enumerate(history.pairs):
+            slots = ring_order(pairs, m)
             kept = [
                 slot
                 for slot in slots
-                if usable_elsewhere(
-                    *numbers[block][slot::m],
-                    bounds=bounds,
-                    eps=eps,
-                    slack=slack,
-                    variant=history.variant,
-                )
+                if self._usable(numbers[block][slot::m], bounds, slacks, block)
             ]
             if len(kept) < len(slots):
-                dropped[block] = len(slots) - len(kept)
+                (moved if block in slacks else broken)[block] = len(slots) - len(kept)
                 history.keep(block, kept)
-        if dropped:
+        if moved:
             self.origin = list(self.layout.block_of)
-            history.rebuild(*dropped)
-            logger.log(
-                logging.WARNING if collectives.rank == 0 else logging.DEBUG,
-                "the state was written under other blocks, in which its pairs were accepted: of "
-                "block %s, %s pairs would not have been, and are dropped",
-                *(", ".join(map(str, numbers)) for numbers in (dropped, dropped.values())),
-            )
+        history.rebuild(*moved, *broken)
+        for dropped, why in ((moved, _FOREIGN_PAIRS), (broken, _BROKEN_PAIRS)):
+            if dropped:
+                logger.log(
+                    logging.WARNING if collectives.rank == 0 else logging.DEBUG,
+                    why,
+                    *(", ".join(map(str, numbers)) for numbers in (dropped, dropped.values())),
+                )
+
+    def _usable(
+        self, numbers: list[float], bounds: Bounds | None, slacks: Mapping[int, float], block: int
+    ) -> bool:
+        """Whether a pair with these products may stay: one of this block unless it is broken."""
+        variant, at_home = self.history.variant, block not in slacks
+        return usable_elsewhere(
+            *numbers,
+            bounds=None if at_home else bounds,
+            eps=torch.finfo(self.layout.dtype).eps,
+            slack=slacks.get(block, 0.0),
+            variant=replace(variant, pair_threshold=-math.inf) if at_home else variant,
+        )
 
     def _slacks(self) -> dict[int, float]:
         """Blocks whose pairs are from others or of unknown origin, and the slack of each."""

@@ -28,9 +28,10 @@ from mlbfgs.groups import (
     parameters_of,
 )
 from mlbfgs.layout import Layout, is_dtensor
+from mlbfgs.loading import by_name, entries_of, of_this_kind
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_active
 from mlbfgs.product import hessian_product
-from mlbfgs.settings import SHARED, normalize_group, shared_settings
+from mlbfgs.settings import KEYS, SHARED, Settings, normalize_group, refuse_in_group
 from mlbfgs.step import take_step
 from mlbfgs.variant import (
     RELEASED_BLOCKWISE,
@@ -162,6 +163,7 @@ class MLBFGS(Optimizer):
         self._built: FlatState | None = None
         self._known = KnownParameters([])
         self._frozen: list[Tensor] = []
+        self._settings = Settings(self._released)
         self._collectives: Collectives | None = None
         self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
         super().__init__(params, defaults)
@@ -202,16 +204,21 @@ class MLBFGS(Optimizer):
     # what happens depends on the step number: a compiled step would be compiled again and again
     @_disable_dynamo  # as torch.optim does; torch.compiler.disable imports torch._dynamo at once
     def _step(self) -> None:
+        shared = self._settings.shared(self.param_groups)
         flat = self._flat_state()
+        if flat.history.variant is not shared.variant and flat.history.variant != shared.variant:
+            self._rebuild(dict(self.state))
+            flat = self._flat_state()
         grads = flat.layout.gradients()
         if all(g is None for g in grads) and not flat.collectives.copies:
             return
         if any(g is not None and g.is_sparse for g in grads):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
-        shared = shared_settings(self.param_groups)
+        flat.asked = self._settings.pending
         records = take_step(flat, self.param_groups, shared, grads)
         if records is not None:
             self._records, self._unread = records, shared.variant.same_step
+            self._settings.take(flat.heard)
         flat.write_counters()
 
     # --- what a user may ask -------------------------------------------------------------------
@@ -322,6 +329,7 @@ class MLBFGS(Optimizer):
             ValueError: see the class.
         """
         if isinstance(param_group, dict):  # else torch refuses it
+            refuse_in_group(param_group, type(self).__name__)
             shared = {**self.defaults, "betas": self._betas}
             if self._built is not None:
                 self._flat_state()
@@ -345,33 +353,38 @@ class MLBFGS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, written under any block policy and on any device.
 
-        Under other blocks than those in which its pairs were accepted, a pair that would not have
-        been accepted is dropped, with a warning.
+        Parameters are matched by name where both sides have names, without what wrappers put into
+        them ("module.", "_orig_mod."), otherwise by their order. Under other blocks than those in
+        which its pairs were accepted, a pair that would not have been accepted is dropped, with a
+        warning, and so are pairs and averages that are not finite.
 
         torch would cast every tensor to the dtype of its parameter, which ruins a float32 history
         of bfloat16 parameters; here values keep the dtype of this optimizer's own state.
 
         Args:
-            state_dict: from `state_dict()`. Missing keys keep their initial values, so that a
-                state of `torch.optim.SGD` loads too and its momentum buffers are used.
+            state_dict: from `state_dict()`. Missing keys keep their initial values. Of a state of
+                `torch.optim.SGD` momentum buffers, `lr`, `momentum`, `weight_decay` and `maximize`
+                are taken over, of another optimizer's nothing; a warning says so.
 
         Raises:
-            ValueError: groups or shapes do not fit.
+            ValueError: groups, names, shapes or dtypes do not fit, or a value makes no sense.
         """
         given: dict[str, Any] = {}
         before = [self.param_groups, self.state]  # until the loaded ones are known to fit
+        own = True
 
         def take_state(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            nonlocal own
+            loaded = by_name(loaded, self.param_groups)
+            loaded, own = of_this_kind(loaded, self.param_groups, type(self).__name__)
             given.update(loaded)
             return {**loaded, "state": {}}
 
         def put_state(_: Optimizer) -> None:
-            ids = [i for group in given["param_groups"] for i in group["params"]]
-            params = [p for group in self.param_groups for p in group["params"]]
-            state = given["state"]
-            values = {p: state.get(i, {}) for i, p in zip(ids, params, strict=True)}
+            values = entries_of(given, self.param_groups)
             self._rebuild(values, instead_of=before)
-            self._flat_state().warn_of_missing(values)
+            if own:
+                self._flat_state().warn_of_missing(values)
 
         hooks = [
             self.register_load_state_dict_pre_hook(take_state),
@@ -406,9 +419,10 @@ class MLBFGS(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or unpickled optimizer; torch also calls this with loaded groups."""
         super().__setstate__(state)
+        self._settings = Settings(self._released)
         for group in self.param_groups:
             own = {**self.defaults, "betas": self._betas}
-            for key in (*SHARED, "lr", "momentum", "weight_decay", "maximize"):
+            for key in KEYS:
                 group.setdefault(key, own[key])
             normalize_group(group, self._released)
         if "_blocks" in state:  # a copy, not a load
@@ -416,6 +430,8 @@ class MLBFGS(Optimizer):
             self._rebuild(self.state)
             self._records = records
 
+    @torch.inference_mode(False)  # or the state could not be written to outside of it
+    @torch.no_grad()
     def _rebuild(
         self, values: Mapping[Tensor, Mapping[str, Any]], instead_of: list[Any] | None = None
     ) -> None:
@@ -442,7 +458,7 @@ class MLBFGS(Optimizer):
         params = [p for p, here in zip(everything, active, strict=True) if here]
         check_parameters(params)
         groups = [group_of[p] for p in params]
-        shared = shared_settings(self.param_groups)
+        shared = self._settings.shared(self.param_groups)
         collectives = self._collectives
         if collectives is None or (
             self._built is not None and _on_mesh(self._built.layout.params) != _on_mesh(params)
@@ -467,8 +483,7 @@ class MLBFGS(Optimizer):
             instead_of.clear()
             del kept
         flat = flat or FlatState(layout, collectives, **settings)
-        with torch.no_grad():
-            flat.load(values, shared.curvature_bounds)
+        flat.load(values, shared.curvature_bounds)
         self._built, self._collectives = flat, collectives
         self._records, self._unread = [], False
         exposed = flat.expose()
@@ -493,7 +508,7 @@ class MLBFGS(Optimizer):
         if flat is None:  # there was no memory for a load
             self._rebuild(self.state)
             return self._flat_state()
-        wanted = self.param_groups[0]["history_size"]
+        wanted = self.param_groups[0].get("history_size")
         if wanted != flat.history.history_size:
             raise ValueError(
                 f"history_size cannot change from {flat.history.history_size} to {wanted} "
@@ -506,12 +521,13 @@ class MLBFGS(Optimizer):
             exchanged
             or not flat.is_shown_by(self.state)
             or (
-                "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups)
+                "momentum_buffer" not in flat.flat
+                and any(g.get("momentum") for g in self.param_groups)
             )
             or not flat.layout.fits()
             or any(map(is_active, self._frozen))
         ):
-            self._rebuild(dict(self.state))
+            self._rebuild(flat.without_reshaped(self.state))
         assert self._built is not None
         return self._built
 

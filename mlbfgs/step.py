@@ -297,9 +297,9 @@ def _update_pairs(
             dots[:, block].add_(tile)
     known = flat.of_step[:0] if of_step is None else of_step
     owners = flat.layout.owners
-    numbers = flat.collectives.sum_products(dots, known, owners).T.tolist()
+    numbers = flat.read(flat.collectives.sum_products(dots, known, owners).T)
 
-    records, written = [], []
+    records, written, shortened = [], [], []
     for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
         pair = damp(
             *(ss, sy, yy),
@@ -314,6 +314,8 @@ def _update_pairs(
             flat.damped[block] += pair.damped
         else:
             flat.skipped[block] += 1
+            if shared.variant.drop_oldest_first and history.drop_oldest(block):
+                shortened.append(block)
             level = logging.WARNING if flat.collectives.rank == 0 else logging.DEBUG
             logger.log(
                 level,
@@ -323,6 +325,7 @@ def _update_pairs(
         products_of_step = StepProducts(*rest) if rest else None
         records.append(curvature_record(flat, block, pair, products_of_step))
     history.enter(written)
+    history.rebuild(*shortened)
     if written:
         flat.origin = list(flat.layout.block_of)
     return records

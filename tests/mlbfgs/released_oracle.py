@@ -23,6 +23,7 @@ PRINTED = {
     "kl_clip": None,
     "same_step": False,
     "decay_outside_blocks": True,
+    "drop_oldest_first": False,
 }
 BLOCKWISE = {
     **PRINTED,
@@ -44,6 +45,7 @@ FULL = {
     "recursion_epsilon": 1e-5,
     "kl_clip": 1e-3,
     "same_step": True,
+    "drop_oldest_first": True,
 }
 
 
@@ -179,8 +181,12 @@ def store_pair(average, snapshot, pairs, sw, M, tau0, bounds, seen):
         seen["between the bounds"] += 1
     tau = min(tau, tau0)
     y = tau * y + (1 - tau) * s
+    if sw["drop_oldest_first"] and len(ss) == M:
+        seen["oldest dropped first"] += 1
+        del ss[0], ys[0]
     if sw["pair_threshold"] is not None and s @ y < sw["pair_threshold"]:
         seen["dropped"] += 1
+        seen["dropped, and one lost"] += sw["drop_oldest_first"] and len(ss) == M - 1
         return
     seen["kept"] += 1
     ss.append(s)

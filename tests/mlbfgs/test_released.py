@@ -143,7 +143,7 @@ def test_full_model_release_is_followed(name, lr, branches, clip):
     if clip == 1e-3:
         assert {key for key, count in seen.items() if count} >= {
             "kept",
-            "oldest dropped",
+            "oldest dropped first",
         } | branches
     assert optimizer.curvature_records()[0]["skipped"] == seen["dropped"]
 
@@ -170,15 +170,18 @@ ALONE = [
     ({"kl_clip": 1e-3}, "steep"),
     ({"same_step": True}, "steep"),
     ({"decay_outside_blocks": False}, "steep"),
+    ({"drop_oldest_first": True, "pair_threshold": 1e-3}, "steep"),
     ({}, "steep"),
 ]
 
 
-@pytest.mark.parametrize(("switch", "name"), ALONE, ids=[str(*switch) for switch, _ in ALONE])
+@pytest.mark.parametrize(("switch", "name"), ALONE, ids=[",".join(switch) for switch, _ in ALONE])
 def test_each_switch_alone_is_followed(switch, name):
     # the largest error is 3e-11; without its switch each trajectory is 1e-2 away or farther
-    _, _, optimizer = compare(
+    _, seen, optimizer = compare(
         *(MLBFGS, switch or "paper", {**oracle.PRINTED, **switch}, name),
         **{"blocks": True, "M": 3, "tau0": 0.9, "allowed": 1e-9},
     )
     assert optimizer.param_groups[0]["variant"] == {**PAPER.switches(), **switch}
+    if "drop_oldest_first" in switch:
+        assert seen["dropped, and one lost"]

@@ -71,6 +71,14 @@ def test_variants_by_name_mapping_and_value():
         ),
         ({"variant": {"decay_outside_blocks": False}}, "no parameter outside the blocks"),
         (
+            {"variant": {"drop_oldest_first": True}, "history_size": 1},
+            "variant.drop_oldest_first=True needs a history_size of at least 2",
+        ),
+        (
+            {"variant": {"drop_oldest_first": True, "pair_threshold": -math.inf}},
+            "has no effect: pair_threshold=-inf refuses no pair",
+        ),
+        (
             {"variant": {"recursion_epsilon": 1e-5}, "direction": "gamma_gradient"},
             "direction='gamma_gradient' has no recursion",
         ),

@@ -52,6 +52,8 @@ RELEASED = {
         "imagenet-run",
         "schedule",
         "resume",
+        "kfac",
+        "settings",
     )
 }
 ROW = {
