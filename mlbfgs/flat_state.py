@@ -8,6 +8,8 @@ flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
     param_snapshot, grad_snapshot    the same at the last multiple of T
     momentum_buffer                  where any group has momentum   (*shape)
     s_history, y_history             ring slots of the pairs        (M, *shape)
+    growth_average                   the running average of the growth limit, where the variant has
+                                     one: of shape (), the same for all parameters
     step                             steps taken by the optimizer
     seeded                           whether the averages have begun
     pairs, skipped, damped           pairs accepted, refused, damped so far
@@ -17,6 +19,7 @@ flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from operator import is_
 from typing import Any
@@ -29,6 +32,7 @@ from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
+from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
 from mlbfgs.variant import PAPER, Variant
 
@@ -63,6 +67,7 @@ class FlatState:
             pairs, so that its H is the identity.
         inside: the number of true blocks.
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
+        growth: () the running average of the growth limit; None where the variant has none.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class FlatState:
         self.outside = outside
         self.inside = len(layout.blocks) if outside is None else outside
         self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
+        self.growth = None if variant.growth_limit is None else self.history.gram.new_zeros(())
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if not name.endswith("snapshot")]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
@@ -158,6 +164,9 @@ class FlatState:
             }
             for i in range(len(layout.params))
         ]
+        if self.growth is not None:
+            for entry in self._shown:
+                entry[AVERAGE] = self.growth
         self._shown_tensors = [tuple(entry.values()) for entry in self._shown]
         self.write_counters()
         return dict(zip(layout.params, self._shown, strict=True))
@@ -215,6 +224,9 @@ class FlatState:
             if not ("s_history" in given and "y_history" in given):  # half a pair is none
                 counters[i]["pairs"] = 0
         self.step = max(c["step"] for c in counters)
+        if self.growth is not None:
+            averages = [float(given.get(AVERAGE, 0.0)) for given in values.values()]
+            self.growth.fill_(max((a for a in averages if 0 < a < math.inf), default=0.0))
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
             self.skipped[block] = max(counters[i]["skipped"] for i in members)

@@ -116,7 +116,7 @@ class MLBFGS(Optimizer):
         curvature_bounds: Bounds | None = (0.01, 1.5),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
-        variant: VariantT = "paper",
+        variant: VariantT = "guarded",
         outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
@@ -451,6 +451,8 @@ class MLBFGS(Optimizer):
             or (
                 "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups)
             )
+            or (flat.growth is None)
+            != (self.param_groups[0]["variant"].get("growth_limit") is None)
             or not flat.layout.fits()
         ):
             self._rebuild(dict(self.state))

@@ -1,8 +1,10 @@
-"""What the authors' released code does differently, each item a switch of its own.
+"""What may differ from the papers' algorithm, each item a switch of its own.
 
 The released block-wise optimizer (mL-BFGS) and the released full-model optimizer (SLIM-QN) are not
-the printed algorithms. `PAPER` is the printed algorithm and the default; `RELEASED_BLOCKWISE` and
+the printed algorithms. `PAPER` is the printed algorithm; `RELEASED_BLOCKWISE` and
 `RELEASED_FULL` have all that the release changes, so that the effects can be measured one by one.
+`GUARDED`, the default of the optimizers, is the printed algorithm with one switch of our own, the
+last one below: as printed, the first steps after the warm-up diverge on many networks.
 
 With g the gradient, wd the weight decay, A an average of x (θ, or the gradient that enters it):
 
@@ -17,9 +19,11 @@ With g the gradient, wd the weight decay, A an average of x (θ, or the gradient
     normalize_direction    every d is divided by the root of Σ ‖d‖² over the blocks
     kl_clip κ              every d is multiplied by min(1, √(κ / Σ gᵀd)), here g without wd θ
     decay_outside_blocks   False: from the first pair on, parameters in no block have no wd θ
+    growth_limit q         every d is multiplied by min(1, q A / P), with P = Σ |gᵀd| over the blocks
+                           and A a running average of P (`mlbfgs.growth`)
 
 Scaling begins with the first pair. It leaves d as it is where Σ gᵀd <= 0 (the clip has nothing to
-bound) and where all d are zero.
+bound) and where all d are zero. Only one switch may set the length of the direction.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
+
+from mlbfgs.growth import DEFAULT_LIMIT
 
 Averaging = Literal["ema", "sum"]
 AveragedGradient = Literal["decayed", "scaled", "plain"]
@@ -58,7 +64,7 @@ def _check(key: str, variant: Variant, wanted: str, holds: Any) -> None:
 
 @dataclass(frozen=True)
 class Variant:
-    """The switches; the defaults are the papers' algorithm. The module says what each does.
+    """The switches; their defaults are the papers' algorithm. The module says what each does.
 
     Attributes:
         averaging: "ema" or "sum".
@@ -72,6 +78,7 @@ class Variant:
         kl_clip: κ, or None.
         same_step: whether a pair is used at once.
         decay_outside_blocks: whether parameters in no block keep their weight decay.
+        growth_limit: q, at least 1, or None.
 
     Raises:
         ValueError: a value is out of its range, or two switches contradict each other.
@@ -88,6 +95,7 @@ class Variant:
     kl_clip: float | None = None
     same_step: bool = False
     decay_outside_blocks: bool = True
+    growth_limit: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("variant.averaging", self.averaging, get_args(Averaging))
@@ -111,11 +119,21 @@ class Variant:
             "None, or a number above 0",
             lambda v: v is None or (_is_number(v) and 0 < v < math.inf),
         )
-        if self.normalize_direction and self.kl_clip is not None:
+        _check(
+            "growth_limit",
+            self,
+            "None, or a number of at least 1",
+            lambda v: v is None or (_is_number(v) and 1 <= v < math.inf),
+        )
+        lengths = ("growth_limit", "kl_clip", "normalize_direction")
+        given = [key for key in lengths if getattr(self, key) not in (None, False)]
+        if len(given) > 1:
+            first, second = given[:2]
+            off = "False" if second == "normalize_direction" else "None"
             raise ValueError(
-                f"variant.kl_clip={self.kl_clip} contradicts variant.normalize_direction=True: "
-                "both set the length of the direction; set kl_clip to None or normalize_direction "
-                "to False"
+                f"variant.{first}={getattr(self, first)} contradicts "
+                f"variant.{second}={getattr(self, second)}: both set the length of the direction; "
+                f"set {first} to None or {second} to {off}"
             )
 
     def switches(self) -> dict[str, Any]:
@@ -124,6 +142,8 @@ class Variant:
 
 
 PAPER = Variant()
+#: The default of the optimizers.
+GUARDED = Variant(growth_limit=DEFAULT_LIMIT)
 #: The release of mL-BFGS.
 RELEASED_BLOCKWISE = Variant(
     averaging="sum",
@@ -145,15 +165,15 @@ RELEASED_FULL = Variant(
     kl_clip=1e-3,
     same_step=True,
 )
-NAMES = ("paper", "released")
+NAMES = ("guarded", "paper", "released")
 
 
 def as_variant(value: object, released: Variant) -> tuple[Variant, frozenset[str]]:
     """Read what a user may give.
 
     Args:
-        value: "paper", "released", a mapping of switches with an optional `base` (one of these
-            names; default "paper"), or a `Variant`.
+        value: "guarded", "paper", "released", a mapping of switches with an optional `base` (one
+            of these names; default "paper"), or a `Variant`.
         released: what "released" stands for.
 
     Returns:
@@ -180,7 +200,7 @@ def _departures(variant: Variant, keys: Sequence[str] | Mapping[str, Any]) -> fr
 
 def _named(name: object, released: Variant, key: str) -> Variant:
     check_choice(key, name, NAMES)
-    return PAPER if name == "paper" else released
+    return {"guarded": GUARDED, "paper": PAPER, "released": released}[str(name)]
 
 
 def check_effects(
