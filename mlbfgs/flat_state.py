@@ -9,6 +9,8 @@ flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
     grad_average, grad_snapshot      M_g, and M_g at the last multiple of T
     momentum_buffer                  where any group has momentum   (*shape)
     s_history, y_history             ring slots of the pairs        (M, *shape)
+    growth_average                   the running average of the growth limit, where the variant has
+                                     one: of shape (), the same for all parameters
     step                             steps taken by the optimizer
     seeded                           whether the averages have begun
     pairs, skipped, damped           pairs accepted, refused, damped so far
@@ -34,6 +36,7 @@ from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
+from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
 from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
@@ -76,6 +79,7 @@ class FlatState:
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
         asked: one-element tensors that are to be read with the next pair's products.
         heard: their numbers.
+        growth: () the running average of the growth limit; None where the variant has none.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class FlatState:
         self.outside = outside
         self.inside = len(layout.blocks) if outside is None else outside
         self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
+        self.growth = None if variant.growth_limit is None else self.history.gram.new_zeros(())
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if name != "grad_snapshot"]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
@@ -182,6 +187,9 @@ class FlatState:
             }
             for i in range(len(layout.params))
         ]
+        if self.growth is not None:
+            for entry in self._shown:
+                entry[AVERAGE] = self.growth
         self._shown_tensors = [tuple(entry.values()) for entry in self._shown]
         self.write_counters()
         return dict(zip(layout.params, self._shown, strict=True))
@@ -303,6 +311,9 @@ class FlatState:
         if any(values.values()):
             self._restart_where_not_finite()
         self.step = max((c["step"] for c in counters), default=0)
+        if self.growth is not None:
+            averages = [float(given.get(AVERAGE, 0.0)) for given in values.values()]
+            self.growth.fill_(max((a for a in averages if 0 < a < math.inf), default=0.0))
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
             self.skipped[block] = max(counters[i]["skipped"] for i in members)

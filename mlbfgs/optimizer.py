@@ -126,7 +126,7 @@ class MLBFGS(Optimizer):
         curvature_bounds: Bounds | None = (0.01, 1.5),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
-        variant: VariantT = "paper",
+        variant: VariantT = "guarded",
         outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
@@ -524,6 +524,8 @@ class MLBFGS(Optimizer):
                 "momentum_buffer" not in flat.flat
                 and any(g.get("momentum") for g in self.param_groups)
             )
+            or (flat.growth is None)
+            != (self.param_groups[0]["variant"].get("growth_limit") is None)
             or not flat.layout.fits()
             or any(map(is_active, self._frozen))
         ):

@@ -66,6 +66,7 @@ def with_history(
         history_size=HISTORY_SIZE,
         update_interval=UPDATE_INTERVAL,
         history_dtype=history_dtype,
+        variant="paper",
     )
     state = optimizer.state_dict()
     for i, values in state["state"].items():
