@@ -19,8 +19,8 @@ With g the gradient, wd the weight decay, A an average of x (θ, or the gradient
     normalize_direction    every d is divided by the root of Σ ‖d‖² over the blocks
     kl_clip κ              every d is multiplied by min(1, √(κ / Σ gᵀd)), here g without wd θ
     decay_outside_blocks   False: from the first pair on, parameters in no block have no wd θ
-    growth_limit q         every d is multiplied by min(1, q A / P), with P = Σ |gᵀd| over the blocks
-                           and A a running average of P (`mlbfgs.growth`)
+    growth_limit q         every d is multiplied by min(1, q A / P), where P is Σ |gᵀd| over the
+                           blocks and A a running average of P (`mlbfgs.growth`)
 
 Scaling begins with the first pair. It leaves d as it is where Σ gᵀd <= 0 (the clip has nothing to
 bound) and where all d are zero. Only one switch may set the length of the direction.
