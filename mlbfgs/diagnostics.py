@@ -107,9 +107,9 @@ def with_products(record: CurvatureRecord, step: StepProducts) -> CurvatureRecor
     return replace(
         record,
         cos_direction_gradient=_cosine(step.d_dot_g, step.d_dot_d, step.g_dot_g),
-        direction_over_gradient=_ratio(step.d_dot_d, step.g_dot_g),
+        direction_over_gradient=length_ratio(step.d_dot_d, step.g_dot_g),
         cos_hessian_gradient=_cosine(step.h_dot_g, step.h_dot_h, step.g_dot_g),
-        hessian_over_gradient=_ratio(step.h_dot_h, step.g_dot_g),
+        hessian_over_gradient=length_ratio(step.h_dot_h, step.g_dot_g),
     )
 
 
@@ -117,5 +117,6 @@ def _cosine(a_dot_b: float, a_dot_a: float, b_dot_b: float) -> float:
     return a_dot_b / math.sqrt(a_dot_a * b_dot_b) if a_dot_a > 0 and b_dot_b > 0 else math.nan
 
 
-def _ratio(a_dot_a: float, b_dot_b: float) -> float:
+def length_ratio(a_dot_a: float, b_dot_b: float) -> float:
+    """‖a‖ / ‖b‖ from the squares; NaN where b = 0."""
     return math.sqrt(a_dot_a / b_dot_b) if b_dot_b > 0 else math.nan

@@ -40,6 +40,7 @@ from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
 from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
+from mlbfgs.warning import Warnings
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ class FlatState:
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
         asked: one-element tensors that are to be read with the next pair's products.
         heard: their numbers.
+        of_start: (2, B) gᵀg and dᵀd of the first step of the interval.
+        warnings: what has been said of pairs.
         growth: () the running average of the growth limit; None where the variant has none.
     """
 
@@ -126,6 +129,11 @@ class FlatState:
         self.outside = outside
         self.inside = len(layout.blocks) if outside is None else outside
         self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
+        self.of_start = self.of_step[:2].clone()
+        self.warnings = Warnings(
+            logging.WARNING if collectives.rank == 0 else logging.DEBUG,
+            guarded=variant.growth_limit is not None,
+        )
         self.growth = None if variant.growth_limit is None else self.history.gram.new_zeros(())
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if name != "grad_snapshot"]
@@ -165,7 +173,7 @@ class FlatState:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the state, without the work buffer and the (2M)² numbers of each block."""
+        """Bytes of the state, without the work buffer and what does not grow with n."""
         tensors = [*self.flat.values(), self.history.W]
         return sum(t.numel() * t.element_size() for t in tensors)
 

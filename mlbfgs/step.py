@@ -18,14 +18,14 @@ flat vectors are (n,), W is (2M, n).
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from mlbfgs.damping import damp
-from mlbfgs.diagnostics import CurvatureRecord, StepProducts, curvature_record
+from mlbfgs.diagnostics import CurvatureRecord, StepProducts, curvature_record, length_ratio
 from mlbfgs.direction import (
     Direction,
     clip_scale,
@@ -41,8 +41,6 @@ from mlbfgs.growth import limit_growth_
 from mlbfgs.layout import Segment
 from mlbfgs.parts import Part, add_decay, descend, gather, part_of, update_averages
 from mlbfgs.settings import SharedSettings
-
-logger = logging.getLogger(__name__)
 
 
 def take_step(
@@ -78,6 +76,7 @@ def take_step(
         step.first_pass(averaging=False, projecting=True)
         step.second_pass()
         known = step.products()
+        flat.of_start.copy_(known[::2][:2])
         owners = flat.layout.owners
         # read when somebody asks for the records
         flat.of_step.copy_(flat.collectives.sum_products(known[:0], known, owners))
@@ -85,6 +84,8 @@ def take_step(
         return records
     step.first_pass(averaging=True, projecting=True)
     step.second_pass()
+    if step.starts_interval:
+        flat.of_start.copy_(step.products()[::2][:2])
     flat.collectives.share(flat.layout, grads, wait=step.pair_due or idle)
     if idle:  # nor has any other rank a gradient
         flat.step -= 1
@@ -102,6 +103,7 @@ class _Step:
     Attributes:
         ends_interval: whether t mod T = 0.
         pair_due: whether it also ends an interval that began with a snapshot.
+        starts_interval: whether it is the first step that uses the newest pair.
         sums: (1, B, 2M + 1) float64: p = W g and gᵀg; (2, ...) where the clip needs W v and vᵀg
             of the gradient v without weight decay as well.
     """
@@ -119,6 +121,8 @@ class _Step:
         self.parts = [part_of(flat, segment, theta, gradients) for segment in layout.segments]
         self.ends_interval = flat.step % shared.update_interval == 0
         self.pair_due = self.ends_interval and flat.step > shared.update_interval
+        after = (flat.step - 1) % shared.update_interval == 0
+        self.starts_interval = after and flat.step > 2 * shared.update_interval
         variant = shared.variant
         self.guarded = variant.growth_limit is not None
         self.scaled = self.guarded or variant.normalize_direction or variant.kl_clip is not None
@@ -156,7 +160,8 @@ class _Step:
         preconditioned, waits = self.preconditioned(), self.waits()
         kind = self.shared.direction
         with_rows = kind != "gamma_gradient" or self.pair_due  # else nothing asks for H g
-        with_square = kind == "norm_matched_gradient" or self.scaled or self.pair_due
+        with_square = kind == "norm_matched_gradient" or self.scaled
+        with_square = with_square or self.pair_due or self.starts_interval
         undecayed = len(self.sums) == 2
         for segment, part in zip(self.flat.layout.segments, self.parts, strict=True):
             if not part.theta:  # nothing to add to a sum, nothing to move
@@ -306,12 +311,18 @@ def _update_pairs(
         for _, _, s, y in history.candidate(block, *moved):
             tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
             dots[:, block].add_(tile)
-    known = flat.of_step[:0] if of_step is None else of_step
+    first = 1 in history.pairs  # the interval that ends used a first pair
+    parts = [flat.of_start] if first else []
+    known = torch.cat([*parts, flat.of_step[:0] if of_step is None else of_step])
     owners = flat.layout.owners
     numbers = flat.read(flat.collectives.sum_products(dots, known, owners).T)
 
     records, written, shortened = [], [], []
     for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
+        start = math.nan
+        if first:
+            g_dot_g, d_dot_d, *rest = rest
+            start = length_ratio(d_dot_d, g_dot_g) if history.pairs[block] == 1 else math.nan
         pair = damp(
             *(ss, sy, yy),
             tau0=shared.damping,
@@ -327,14 +338,11 @@ def _update_pairs(
             flat.skipped[block] += 1
             if shared.variant.drop_oldest_first and history.drop_oldest(block):
                 shortened.append(block)
-            level = logging.WARNING if flat.collectives.rank == 0 else logging.DEBUG
-            logger.log(
-                level,
-                "step %d, block %d: pair skipped, sTs = %.3g, sTy = %.3g, yTy = %.3g",
-                *(flat.step, block, ss, sy, yy),
-            )
         products_of_step = StepProducts(*rest) if rest else None
-        records.append(curvature_record(flat, block, pair, products_of_step))
+        record = curvature_record(flat, block, pair, products_of_step)
+        ratio = record.direction_over_gradient
+        flat.warnings.of_pair(flat.step, block, pair, ratio, start, shared.curvature_bounds)
+        records.append(record)
     history.enter(written)
     history.rebuild(*shortened)
     if written:

@@ -21,8 +21,8 @@ With g the gradient, wd the weight decay, A an average of x (θ, or the gradient
     decay_outside_blocks   False: from the first pair on, parameters in no block have no wd θ
     drop_oldest_first      a full history drops its oldest pair before the new one is tested, so
                            that it has one pair less after a refusal; needs M of at least 2
-    growth_limit q         every d is multiplied by min(1, q A / P), with P = Σ |gᵀd| over the blocks
-                           and A a running average of P (`mlbfgs.growth`)
+    growth_limit q         every d is multiplied by min(1, q A / P), where P is Σ |gᵀd| over the
+                           blocks and A a running average of P (`mlbfgs.growth`)
 
 Scaling begins with the first pair. It leaves d as it is where Σ gᵀd <= 0 (the clip has nothing to
 bound) and where all d are zero. Only one switch may set the length of the direction.

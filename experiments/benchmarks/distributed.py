@@ -33,9 +33,9 @@ from mlbfgs.checkpoint import StateShard
 from mlbfgs.collectives import Distribution
 
 HISTORY_SIZE = 2
-#: Small, so that six steps pass through warm-up, an ordinary step and one with a pair.
+#: Small, so that eight steps pass through warm-up, an ordinary step and one with a pair.
 UPDATE_INTERVAL = 2
-ORDINARY_STEP, PAIR_STEP = 5, 6
+ORDINARY_STEP, PAIR_STEP = 7, 8
 TIMEOUT_S = 600.0
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -12,7 +12,10 @@ from tests.mlbfgs.oracles import dense_bfgs
 
 SHAPES = [(4, 3), (6,), (2, 5)]
 SIZES = [12, 6, 10]
-SETTINGS = {"lr": 0.01, "betas": 0.8, "update_interval": 3, "history_size": 4}
+SETTINGS = {
+    **{"lr": 0.01, "betas": 0.8, "update_interval": 3, "history_size": 4},
+    "variant": "paper",
+}
 
 
 def gradients(params, t):

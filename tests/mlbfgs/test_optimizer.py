@@ -44,6 +44,7 @@ def test_mlbfgs_follows_algorithm_1(blocks, weight_decay, momentum):
         update_interval=5,
         damping=0.95,
         blocks=blocks,
+        variant="paper",
     )
     edges = np.cumsum([0, *optimizer.plan().block_sizes])
     expected = reference.minimise(
@@ -69,7 +70,7 @@ def test_mlbfgs_follows_algorithm_1(blocks, weight_decay, momentum):
 def test_slimqn_follows_algorithm_2_with_its_printed_settings():
     start, gradient = noisy_quadratic(noise=0.01)
     params = parameters(start)
-    optimizer = SLIMQN(params, lr=0.01, update_interval=10)
+    optimizer = SLIMQN(params, lr=0.01, update_interval=10, variant="paper")
     expected = reference.minimise(
         start,
         gradient,
@@ -101,6 +102,7 @@ def test_without_averages_and_damping_it_is_textbook_lbfgs():
     start, gradient = noisy_quadratic(noise=0.0)
     params = parameters(start)
     settings = {"betas": 0.0, "update_interval": 1, "damping": 1.0, "curvature_bounds": None}
+    settings["variant"] = "paper"
     optimizer = MLBFGS(params, lr=0.5, momentum=0.0, history_size=5, **settings)
     theta, ss, ys, previous = start.numpy().copy(), [], [], None
     for t in range(1, 31):
@@ -208,7 +210,7 @@ def test_reaches_the_optimum_of_rosenbrock():
     x = torch.nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
     # There is no line search: scaled so that its curvature is at most about 1.4, as the bounds ask.
     # Undamped, or at the scale as it is, a start moved by 1e-12 decides whether it gets there.
-    settings = {"betas": 0.0, "damping": 0.99, "curvature_bounds": (0.01, 1.5)}
+    settings = {"betas": 0.0, "damping": 0.99, "curvature_bounds": (0.01, 1.5), "variant": "paper"}
     optimizer = MLBFGS([x], lr=0.2, momentum=0.0, update_interval=1, history_size=10, **settings)
     for t in range(2000):
         optimizer.zero_grad()
@@ -261,6 +263,7 @@ def test_needs_fewer_steps_than_sgd_on_an_ill_conditioned_quadratic():
         steps_to_converge(lambda p, lr=lr: torch.optim.SGD(p, lr=lr)) for lr in (0.5, 1.0, 1.9)
     )
     settings = {"betas": 0.5, "update_interval": 5, "damping": 1.0, "curvature_bounds": None}
+    settings["variant"] = "paper"
     ours = steps_to_converge(lambda p: MLBFGS(p, lr=0.5, momentum=0.0, **settings))
     assert ours < sgd / 2
 

@@ -1,0 +1,188 @@
+"""What a new user meets: the optimizers at their defaults on five small problems.
+
+    python -m experiments.benchmarks.first_contact [--problems digits_mlp,...] [--seeds 3]
+
+Beside SGD and AdamW; batch 64, cosine to zero, three seeds, learning rates 0.01 to 0.3 (AdamW:
+3e-4 to 1e-2), all else at the default of its class. Each of the quasi-Newton optimizers runs as its
+class has it (the guarded step) and as the papers print it. The problems stand in
+`experiments.benchmarks.first_contact_problems`.
+
+The bar is for guarded MLBFGS at lr 0.1, and is judged by the command itself
+(`experiments.benchmarks.first_contact_report`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from experiments.benchmarks.first_contact_problems import Problem, problems, text_digest
+from experiments.benchmarks.first_contact_report import DIVERGED_ABOVE, judged, markdown
+from experiments.errors import UserError, nearest
+from experiments.runs.atomic import write_atomically
+from experiments.runs.provenance import describe_origin
+from mlbfgs import MLBFGS, SLIMQN
+
+BATCH = 64
+#: The training loss of a run is the mean over its last batches.
+LAST = 30
+RATES = (0.01, 0.03, 0.1, 0.3)
+
+OPTIMIZERS: dict[str, tuple[Callable[[nn.Module, float], Optimizer], tuple[float, ...]]] = {
+    "SGD": (lambda net, lr: SGD(net.parameters(), lr, momentum=0.9), RATES),
+    "AdamW": (lambda net, lr: AdamW(net.parameters(), lr), (3e-4, 1e-3, 3e-3, 1e-2)),
+    "MLBFGS guarded": (lambda net, lr: MLBFGS(net.named_parameters(), lr), RATES),
+    "MLBFGS as printed": (
+        lambda net, lr: MLBFGS(net.named_parameters(), lr, variant="paper"),
+        RATES,
+    ),
+    "SLIMQN guarded": (lambda net, lr: SLIMQN(net.named_parameters(), lr), RATES),
+    "SLIMQN as printed": (
+        lambda net, lr: SLIMQN(net.named_parameters(), lr, variant="paper"),
+        RATES,
+    ),
+}
+
+
+def train(
+    problem: Problem,
+    make: Callable[[nn.Module, float], Optimizer],
+    lr: float,
+    seed: int,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """One run.
+
+    Args:
+        problem: what to train.
+        make: (network, lr) -> optimizer.
+        lr: learning rate at the beginning.
+        seed: of the weights and of the order of the batches.
+        steps: None is the problem's own number.
+
+    Returns:
+        `first_loss` of the first batch; `train_loss`, mean of the last batches, and `test`, the
+        problem's metric, None where not finite; `diverged`; `steps` taken; `seconds`.
+    """
+    torch.manual_seed(seed)
+    net = problem.model()
+    optimizer = make(net, lr)
+    steps = steps or problem.steps
+    schedule = CosineAnnealingLR(optimizer, T_max=steps)
+    inputs, targets = problem.train
+    losses: list[float] = []
+    start = time.perf_counter()
+    for batch in itertools.islice(_batches(len(inputs), seed), steps):
+        optimizer.zero_grad()
+        loss = problem.loss(net(inputs[batch]), targets[batch])
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            break
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    seconds = time.perf_counter() - start
+    last = statistics.fmean(losses[-LAST:])
+    return {
+        "lr": lr,
+        "seed": seed,
+        "first_loss": losses[0],
+        "train_loss": _finite(last),
+        "test": _finite(_tested(problem, net)),
+        "diverged": not last <= DIVERGED_ABOVE * losses[0],
+        "steps": len(losses),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _batches(count: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count // BATCH * BATCH].split(BATCH)
+
+
+@torch.no_grad()
+def _tested(problem: Problem, net: nn.Module) -> float:
+    net.eval()
+    inputs, targets = problem.test
+    outputs = net(inputs)
+    if problem.metric == "top1":
+        return 100 * (outputs.argmax(1) == targets).float().mean().item()
+    return problem.loss(outputs, targets).item()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        UserError: a problem is unknown, or there are no seeds.
+    """
+    known = problems()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--problems", default=",".join(known))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    chosen = parser.parse_args(arguments)
+    for name in chosen.problems.split(","):
+        if name not in known:
+            raise UserError(f"--problems {name}: {nearest(name, known)}")
+    if chosen.seeds < 1:
+        raise UserError(f"--seeds {chosen.seeds} must be at least 1")
+    chosen.problems = [known[name] for name in chosen.problems.split(",")]
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, judge, write first_contact.json and first_contact.md, print the page."""
+    chosen = parse(arguments)
+    torch.set_num_threads(1)
+    logging.getLogger("mlbfgs").setLevel(logging.ERROR)  # most printed runs have much to say
+    found: dict[str, Any] = {}
+    for problem in chosen.problems:
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for name, (make, rates) in OPTIMIZERS.items():
+            runs[name] = [
+                train(problem, make, lr, seed) for lr in rates for seed in range(chosen.seeds)
+            ]
+            seconds = sum(run["seconds"] for run in runs[name])
+            print(f"{problem.name}, {name}: {len(runs[name])} runs, {seconds:.0f} s", flush=True)
+        found[problem.name] = {"metric": problem.metric, "steps": problem.steps, "runs": runs}
+    result = {
+        "origin": describe_origin(torch.device("cpu")),
+        "python": platform.python_version(),
+        "text_sha256": text_digest(),
+        "batch": BATCH,
+        "problems": found,
+        "bar": judged(found),
+    }
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(chosen.out / "first_contact.json", json.dumps(result, indent=1) + "\n")
+    page = markdown(result)
+    write_atomically(chosen.out / "first_contact.md", page)
+    print(page)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
