@@ -14,7 +14,7 @@ DRY :=
 EXPERIMENTS := $(notdir $(basename $(wildcard configs/experiment/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
+.PHONY: help install demo test test-processors test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTS) --di
 
 test: lint ## lint, types and the whole test suite (TESTS=2 files side by side)
 	$(PYTEST)
+
+test-processors: $(STAMP) ## every bit-equality test on emulated processors (ARGS=--quick: two of them, the optimizer alone)
+	$(BIN)/python -m tests.processors $(ARGS)
 
 test-fast: $(STAMP) ## the tests that take less than ten seconds each
 	$(PYTEST) -m 'not slow'

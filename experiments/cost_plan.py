@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 META = torch.device("meta")
 # What the state of MLBFGS holds besides the history, by kind.
-_AVERAGES = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
+_AVERAGES = ("param_progress", "grad_average", "param_snapshot", "grad_snapshot")
 _HISTORY = ("s_history", "y_history")
 # Optimizers whose step is what `_traffic` and `_messages` count.
 _COUNTED = ("mlbfgs.", "torch.optim.", "experiments.optimizers.normalized_sgd.")

@@ -16,27 +16,21 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives
-from mlbfgs.layout import Layout, is_dtensor
-from mlbfgs.sharding import Box, boxes
+from mlbfgs.layout import Layout, is_dtensor, local
+from mlbfgs.state_view import StateView
 
 if TYPE_CHECKING:
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
-    from torch.distributed.checkpoint.planner import WriteItem
+    from mlbfgs.distributed_state import StateShard
 
-#: What to do about a state that a rank cannot load.
-_REMEDY = (
-    "each rank loads what it saved itself, or save and load with torch.distributed.checkpoint "
-    "(docs/distributed.md)"
-)
-_ELEMENTWISE = ("aten.detach.default", "aten.clone.default", "aten._to_copy.default")
 
 
 def checkpoint_state(optimizer: Optimizer) -> dict[str, Any]:
@@ -97,185 +91,39 @@ def _names(packed: Mapping[str, Any]) -> dict[int, str]:
     return names
 
 
-class StateShard(Tensor):
-    """What one rank keeps of one tensor of a parameter's state.
+def restored_shard(
+    local: Tensor,
+    shape: Sequence[int],
+    param_strides: Sequence[int],
+    stretches: Sequence[tuple[int, int]],
+    rank: int,
+) -> StateShard:
+    """A `StateShard` read from a file; its arguments."""
+    from mlbfgs.distributed_state import StateShard  # takes a second to import
 
-    It has the shape of the whole tensor, `(*shape)` or with rows of history in front
-    `(M, *shape)`, and implements what torch.distributed.checkpoint asks of a tensor that several
-    ranks hold. It can be copied and moved to another device or dtype, but not computed with.
-
-    Attributes:
-        local: (k,) or (M, k), the stretch in the order of the parameter's memory.
-        param_strides: strides of the parameter.
-        stretches: (start, stop) of every rank's stretch.
-        rank: whose stretch `local` is.
-    """
-
-    local: Tensor
-    param_strides: tuple[int, ...]
-    stretches: tuple[tuple[int, int], ...]
-    rank: int
-
-    def __new__(
-        cls,
-        local: Tensor,
-        shape: Sequence[int],
-        param_strides: Sequence[int],
-        stretches: Sequence[tuple[int, int]],
-        rank: int,
-    ) -> StateShard:
-        """Wrap a stretch.
-
-        Args:
-            local: see the class.
-            shape: of the parameter, without rows.
-            param_strides: see the class.
-            stretches: see the class.
-            rank: see the class.
-        """
-        rows = tuple(local.shape[:-1])
-        shard = Tensor._make_wrapper_subclass(
-            cls, (*rows, *shape), dtype=local.dtype, device=local.device
-        )
-        shard.local = local
-        shard.param_strides = tuple(param_strides)
-        shard.stretches = tuple(stretches)
-        shard.rank = rank
-        return shard
-
-    @property
-    def param_shape(self) -> tuple[int, ...]:
-        """The parameter's shape, without rows."""
-        return tuple(self.shape[self.local.dim() - 1 :])
-
-    def with_local(self, local: Tensor) -> StateShard:
-        """The same place with other numbers."""
-        return StateShard(local, self.param_shape, self.param_strides, self.stretches, self.rank)
-
-    def lies_as(self, other: StateShard) -> bool:
-        """Whether every rank holds the same numbers of both, in the same order."""
-        same_order = memory_order_of(self) == memory_order_of(other)
-        return same_order and self.shape == other.shape and self.stretches == other.stretches
-
-    def is_foreign(self, collectives: Collectives) -> bool:
-        """Whether it is the part of another one of these ranks."""
-        return len(self.stretches) == collectives.world_size and self.rank != collectives.rank
-
-    def whole(self, collectives: Collectives) -> Tensor:
-        """The whole tensor: a collective call, for which every rank needs memory.
-
-        Args:
-            collectives: the ranks that hold the other stretches.
-
-        Returns:
-            A tensor of shape `self.shape`.
-
-        Raises:
-            ValueError: it was written by other ranks, or is another rank's part.
-        """
-        ranks = len(self.stretches)
-        if ranks != collectives.world_size:
-            raise ValueError(
-                f"the state is one rank's part of {ranks}, but {collectives.world_size} load it: "
-                f"{_REMEDY}"
-            )
-        if self.is_foreign(collectives):
-            raise ValueError(
-                f"the state is rank {self.rank}'s part of {ranks}, but loaded by rank "
-                f"{collectives.rank}: {_REMEDY}"
-            )
-        rows, numel = self.local.shape[:-1], math.prod(self.param_shape)
-        flat = self.local.new_empty((*rows, numel))
-        for rank, (start, stop) in enumerate(self.stretches):
-            part = self.local if rank == self.rank else flat.new_empty((*rows, stop - start))
-            flat[..., start:stop] = collectives.broadcast(part.contiguous(), rank)
-        strides = (numel, *self.param_strides) if rows else self.param_strides
-        return flat.as_strided(self.shape, strides)
-
-    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
-        """For torch.distributed.checkpoint: what to write."""
-        from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties
-        from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
-
-        properties = TensorProperties.create_from_tensor(self.local)
-        return [
-            WriteItem(
-                index=MetadataIndex(fqn, chunk.offsets, i),
-                type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk=chunk, properties=properties, size=self.shape),
-            )
-            for i, chunk in enumerate(self.__create_chunk_list__())
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """For torch.distributed.checkpoint: which boxes lie here."""
-        from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
-
-        rows = tuple(self.local.shape[:-1])
-        zeros = (0,) * len(rows)
-        return [
-            ChunkStorageMetadata(
-                torch.Size((*zeros, *box.offsets)), torch.Size((*rows, *box.sizes))
-            )
-            for box in self._boxes()
-        ]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        """For torch.distributed.checkpoint: the box that begins at an index, as a view."""
-        rows = tuple(self.local.shape[:-1])
-        for box in self._boxes():
-            if index.offset is None or tuple(index.offset)[len(rows) :] == box.offsets:
-                start = box.start - self.stretches[self.rank][0]
-                part = self.local[..., start : start + math.prod(box.sizes)]
-                shaped = part.view((*rows, *box.memory_sizes))
-                order = (*range(len(rows)), *(len(rows) + d for d in box.to_shape))
-                return shaped.permute(order)
-        raise ValueError(f"{index.fqn}: no box of this rank begins at {index.offset}")
-
-    def _boxes(self) -> list[Box]:
-        stretch = range(*self.stretches[self.rank])
-        return boxes(self.param_shape, self.param_strides, stretch)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Copies and moves; refuse the rest."""
-        kwargs = kwargs or {}
-        if str(func) in _ELEMENTWISE:
-            return args[0].with_local(func(args[0].local, *args[1:], **kwargs))
-        if str(func) == "aten.copy_.default" and all(isinstance(a, cls) for a in args[:2]):
-            if not args[0].lies_as(args[1]):
-                raise ValueError("the two states are divided between the ranks in different ways")
-            args[0].local.copy_(args[1].local, *args[2:], **kwargs)
-            return args[0]
-        raise NotImplementedError(
-            f"{func}: a StateShard is one rank's part of a tensor; compute with its `local`"
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StateShard:
-        """A copy with memory of its own."""
-        return self.with_local(self.local.detach().clone())
-
-    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
-        """For pickle."""
-        local = self.local.detach().clone()
-        where = (self.param_shape, self.param_strides, self.stretches, self.rank)
-        return StateShard, (local, *where)
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Where it lies."""
-        start, stop = self.stretches[self.rank]
-        return (
-            f"StateShard(shape={tuple(self.shape)}, numbers {start} to {stop} of "
-            f"{math.prod(self.param_shape)}, rank {self.rank} of {len(self.stretches)})"
-        )
+    return StateShard(local, shape, param_strides, stretches, rank)
 
 
-def memory_order_of(shard: StateShard) -> tuple[int, ...]:
-    """The strides of a shard's parameter that matter."""
-    sizes = zip(shard.param_strides, shard.param_shape, strict=True)
-    return tuple(stride for stride, size in sizes if size > 1)
+#: So that `torch.load` reads them without further ado; the second is what older files have.
+torch.serialization.add_safe_globals(
+    [restored_shard, (restored_shard, "mlbfgs.checkpoint.StateShard")]
+)
+
+
+def __getattr__(name: str) -> Any:
+    """`StateShard`, where it used to be."""
+    if name != "StateShard":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlbfgs.distributed_state import StateShard
+
+    return StateShard
+
+
+def is_shard(value: object) -> TypeGuard[StateShard]:
+    """Whether a tensor of a state is a `StateShard`."""
+    # without the import there is none
+    module = sys.modules.get("mlbfgs.distributed_state")
+    return module is not None and isinstance(value, module.StateShard)
 
 
 def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Tensor:
@@ -288,14 +136,16 @@ def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Ten
         collectives: the ranks.
 
     Returns:
-        A view: of the parameter's shape where this rank keeps all, a DTensor where the parameter is
-        one, else a StateShard.
+        A view: a `StateView` of the parameter's shape where this rank keeps all, a `StateDTensor`
+        where the parameter is a DTensor, else a `StateShard`.
     """
     param, view = layout.params[i], layout.view(flat, i)
     if is_dtensor(param):
         return _dtensor(view, param)
     if not collectives.copies or view.numel() == 0 == math.prod(layout.shapes[i]):
-        return view
+        return view.as_subclass(StateView)
+    from mlbfgs.distributed_state import StateShard
+
     stretches = [layout.stretch(i, shard) for shard in layout.ranges]
     return StateShard(
         layout.stretch_view(flat, i),
@@ -303,19 +153,16 @@ def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Ten
         layout.strides[i],
         [(s.start, s.stop) for s in stretches],
         collectives.rank,
+        collectives,
     )
 
 
-def own_part(
-    value: Tensor, like: Tensor, layout: Layout, i: int, collectives: Collectives
-) -> Tensor:
-    """This rank's part of a given tensor of parameter i's state.
+def own_part(value: Tensor, like: Tensor, collectives: Collectives) -> Tensor:
+    """This rank's part of a given tensor of a parameter's state.
 
     Args:
         value: the whole tensor, or what `shown` showed, under any layout of the same ranks.
         like: what `shown` shows now.
-        layout: what each rank keeps now.
-        i: position in `Layout.params`.
         collectives: the ranks; they all call this together.
 
     Returns:
@@ -325,23 +172,29 @@ def own_part(
         ValueError: the shape is another one, or the value is a part of what other ranks wrote or
             another rank's part.
     """
-    if isinstance(value, StateShard):
+    if is_shard(value):
         own = not value.is_foreign(collectives)
-        if own and isinstance(like, StateShard) and value.lies_as(like):
+        if own and is_shard(like) and value.lies_as(like):
             return value.local
         value = value.whole(collectives)
-    if is_dtensor(value) and not is_dtensor(like):
+    elif is_dtensor(value) and (is_shard(like) or not is_dtensor(like)):
         value = value.full_tensor()  # type: ignore[attr-defined]
     if tuple(value.shape) != tuple(like.shape):
         raise ValueError(f"has shape {tuple(value.shape)}, expected {tuple(like.shape)}")
-    if is_dtensor(like):
-        return _local_part(value, like)
-    if not isinstance(like, StateShard):
-        return value
-    start, stop = like.stretches[like.rank]
-    if value.dim() == len(layout.shapes[i]):
-        return layout.part(value, i, start, stop).reshape(-1)
-    return torch.stack([layout.part(row, i, start, stop).reshape(-1) for row in value])
+    if is_shard(like):
+        return like.stretch_of(value)
+    return _local_part(value, like) if is_dtensor(like) else value
+
+
+def same_memory(value: Tensor, shown_now: Tensor) -> bool:
+    """Whether a tensor of a state is what `shown` shows, or another view of the same numbers."""
+    if is_shard(value) or is_shard(shown_now):
+        if not (is_shard(value) and is_shard(shown_now) and value.lies_as(shown_now)):
+            return False
+        value, shown_now = value.local, shown_now.local
+    a, b = local(value), local(shown_now)
+    seen = [(t.shape, t.stride(), t.dtype, t.device, t.data_ptr()) for t in (a, b)]
+    return a.numel() == b.numel() == 0 or seen[0] == seen[1]
 
 
 def refuse_foreign_parts(
@@ -358,19 +211,23 @@ def refuse_foreign_parts(
         ValueError: on a rank that has another's part, it says whose; on the others, that there is
             one.
     """
-    given = [v for entry in values.values() for v in entry.values() if isinstance(v, StateShard)]
+    given = [v for entry in values.values() for v in entry.values() if is_shard(v)]
     if not given:
         return
+    from mlbfgs.distributed_state import REMEDY
+
     foreign = next((v for v in given if v.is_foreign(collectives)), None)
     if collectives.anywhere(foreign is not None, layout.device):
         if foreign is not None:
             foreign.whole(collectives)
-        raise ValueError(f"another rank was given the state of a rank that it is not: {_REMEDY}")
+        raise ValueError(f"another rank was given the state of a rank that it is not: {REMEDY}")
 
 
 def _dtensor(view: Tensor, param: Tensor) -> Tensor:
     """A DTensor placed like a parameter, over a view of its shape or of rows of it."""
     from torch.distributed.tensor import DTensor, Shard
+
+    from mlbfgs.distributed_state import StateDTensor
 
     assert isinstance(param, DTensor)
     rows = tuple(view.shape[: view.dim() - param.dim()])
@@ -380,10 +237,10 @@ def _dtensor(view: Tensor, param: Tensor) -> Tensor:
     ]
     shape = torch.Size((*rows, *param.shape))
     strides = (param.numel(), *param.stride()) if rows else param.stride()
-    made = DTensor.from_local(
+    placed = DTensor.from_local(
         view, param.device_mesh, placements, run_check=False, shape=shape, stride=strides
     )
-    return made
+    return StateDTensor.over(placed)
 
 
 def _local_part(value: Tensor, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,9 @@ from torch.profiler import record_function
 from mlbfgs.exchange import Route
 from mlbfgs.layout import Layout, Spread, is_dtensor
 from mlbfgs.sharding import DISTRIBUTIONS
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 Distribution = Literal["replicated", "blocks", "sharded"]
 ProcessGroup = dist.ProcessGroup
@@ -85,6 +88,17 @@ class Collectives:
         self._route: Route | None = None
         self._tags: Tensor | None = None
         self._known_tag: tuple[bytes, int] = (b"", 0)
+        self._meshes: dict[str, DeviceMesh] = {}
+
+    def mesh(self, device_type: str) -> DeviceMesh:
+        """The ranks as torch's DTensors name them, for tensors on devices of a type."""
+        from torch.distributed.device_mesh import DeviceMesh
+
+        if device_type not in self._meshes:
+            group = self._group or dist.group.WORLD
+            assert group is not None
+            self._meshes[device_type] = DeviceMesh.from_group(group, device_type)
+        return self._meshes[device_type]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Collectives:
         """The same ranks, counted from zero."""
@@ -335,6 +349,7 @@ def collectives_for(
     if distribution not in DISTRIBUTIONS:
         known = ", ".join(repr(name) for name in DISTRIBUTIONS)
         raise ValueError(f"Invalid distribution: {distribution!r} (one of {known})")
+    _refuse_flat_shards(params)
     if any(is_dtensor(p) for p in params):
         return _over_mesh(params, distribution, group)
     if distribution == "replicated":
@@ -354,6 +369,38 @@ def collectives_for(
         raise ValueError("process_group does not contain this rank")
     spread = Spread(distribution, rank, dist.get_world_size(group))
     return Collectives(spread, group, sums=distribution == "sharded", copies=True)
+
+
+def default_collectives(world_size: int) -> Collectives:
+    """The ranks of the default group.
+
+    Args:
+        world_size: how many there must be.
+
+    Raises:
+        ValueError: there are others, or none.
+    """
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
+    if ranks != world_size:
+        raise ValueError(f"the state is one rank's part of {world_size}, and here are {ranks} ranks")
+    return Collectives(Spread("sharded", dist.get_rank(), world_size), copies=True)
+
+
+def _refuse_flat_shards(params: Sequence[Tensor]) -> None:
+    """Refuse what FSDP1 makes of parameters: pieces of a flat vector, other ones on each rank."""
+    flattened = [p for p in params if getattr(p, "_fsdp_flattened", False)]
+    # NO_SHARD leaves every rank everything: flat and of its full size, or in its own shape
+    unsharded = [
+        p.dim() > 1 or getattr(p, "_sharded_size", None) == getattr(p, "_unpadded_unsharded_size", 0)
+        for p in flattened
+    ]
+    if any(unsharded) or not flattened or dist.get_world_size() == 1:
+        return
+    raise ValueError(
+        "parameters are sharded by FSDP1 (FullyShardedDataParallel), whose flat shards tell neither "
+        "shapes nor ranks: shard the model with FSDP2 (torch.distributed.fsdp.fully_shard) and pass "
+        "distribution='sharded'"
+    )
 
 
 def _over_mesh(

@@ -136,7 +136,7 @@ class CurvatureHistory:
                 part.addmv_(self._tile(first, last).t(), row)
 
     def candidate(
-        self, block: int, averages: tuple[Tensor, Tensor], snapshots: tuple[Tensor, Tensor]
+        self, block: int, progress: Tensor, average: Tensor, snapshot: Tensor
     ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         """The next pair before damping, tile by tile: differences of averages (M Eq. (6)).
 
@@ -144,8 +144,9 @@ class CurvatureHistory:
 
         Args:
             block: which block.
-            averages: (n,) parameter and gradient averages.
-            snapshots: (n,) the same, T steps ago.
+            progress: (n,) s, what the parameters' average moved in the last T steps.
+            average: (n,) the gradients' average.
+            snapshot: (n,) the same, T steps ago.
 
         Yields:
             Borders of a tile in the flat vector, and s and y there.
@@ -153,51 +154,55 @@ class CurvatureHistory:
         m = self.variant.pair_momentum
         newest = (self.pairs[block] - 1) % self.history_size
         for a, b in self.tiles(block):
-            s, y = (new[a:b] - old[a:b] for new, old in zip(averages, snapshots, strict=True))
+            s, y = progress[a:b], average[a:b] - snapshot[a:b]
             if m != 0 and self.pairs[block] > 0:
-                s.mul_(1 - m).add_(self.W[newest, a:b], alpha=m)
+                s = (s * (1 - m)).add_(self.W[newest, a:b], alpha=m)
                 y.mul_(1 - m).add_(self.W[self.history_size + newest, a:b], alpha=m)
             yield a, b, s, y
 
     def push(
         self,
         block: int,
-        averages: tuple[Tensor, Tensor],
-        snapshots: tuple[Tensor, Tensor],
+        progress: Tensor,
+        average: Tensor,
+        snapshot: Tensor,
         tau: float,
     ) -> None:
-        """Write the pair s = M_θ - snapshot, ŷ = τ (M_g - snapshot) + (1-τ) s into the next slot.
+        """Write the pair s, ŷ = τ (M_g - snapshot) + (1-τ) s into the next slot.
 
         M Algorithm 1, lines 14-16. The oldest pair leaves when the ring is full.
 
         Args:
             block: which block.
-            averages: (n,) parameter and gradient averages M_θ, M_g.
-            snapshots: (n,) the same, T steps ago.
+            progress: (n,) s, what M_θ moved in the last T steps.
+            average: (n,) M_g.
+            snapshot: (n,) M_g, T steps ago.
             tau: damping coefficient τ.
         """
-        self.enter([(block, self.write(block, averages, snapshots, tau))])
+        self.enter([(block, self.write(block, progress, average, snapshot, tau))])
 
     def write(
         self,
         block: int,
-        averages: tuple[Tensor, Tensor],
-        snapshots: tuple[Tensor, Tensor],
+        progress: Tensor,
+        average: Tensor,
+        snapshot: Tensor,
         tau: float,
     ) -> int:
         """The first half of `push`: write the pair's two rows and count it.
 
         Args:
             block: which block.
-            averages: as in `push`.
-            snapshots: as in `push`.
+            progress: as in `push`.
+            average: as in `push`.
+            snapshot: as in `push`.
             tau: damping coefficient τ.
 
         Returns:
             The slot, for `enter`.
         """
         slot = self.pairs[block] % self.history_size
-        for a, b, s, y in self.candidate(block, averages, snapshots):
+        for a, b, s, y in self.candidate(block, progress, average, snapshot):
             self.W[slot, a:b] = s
             self.W[self.history_size + slot, a:b] = y.mul_(tau).add_(s, alpha=1 - tau)
         self.pairs[block] += 1

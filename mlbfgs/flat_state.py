@@ -4,14 +4,19 @@ State belongs to parameters: what a checkpoint holds of a parameter are views of
 the flat storage, and a few counters. It is bound neither to a block plan nor to an order of the
 flat vector nor, where ranks share the state (`mlbfgs.checkpoint`), to ranks.
 
-    param_average, grad_average      M_θ, M_g                       (*shape)
-    param_snapshot, grad_snapshot    the same at the last multiple of T
+    param_snapshot                   M_θ at the last multiple of T  (*shape)
+    param_progress                   M_θ minus this snapshot: the s of a pair, so far
+    grad_average, grad_snapshot      M_g, and M_g at the last multiple of T
     momentum_buffer                  where any group has momentum   (*shape)
     s_history, y_history             ring slots of the pairs        (M, *shape)
+    growth_average                   the running average of the growth limit, where the variant has
+                                     one: of shape (), the same for all parameters
     step                             steps taken by the optimizer
     seeded                           whether the averages have begun
     pairs, skipped, damped           pairs accepted, refused, damped so far
     block                            its block when the newest pair of all came in; -1 before
+
+M_θ itself is not kept: in float32 it would round away what moves by less than 1e-7 of θ.
 """
 
 from __future__ import annotations
@@ -26,18 +31,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlbfgs.checkpoint import StateShard, own_part, refuse_foreign_parts, shown
+from mlbfgs.checkpoint import is_shard, own_part, refuse_foreign_parts, same_memory, shown
 from mlbfgs.collectives import Collectives
 from mlbfgs.compact import ring_order
 from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
+from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
 from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
 
 logger = logging.getLogger(__name__)
 
-VECTORS = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
+VECTORS = ("param_progress", "grad_average", "param_snapshot", "grad_snapshot")
 BLOCK_COUNTERS = ("pairs", "skipped", "damped")
 _FOREIGN_PAIRS = (
     "the state was written under other blocks, in which its pairs were accepted: of block %s, %s "
@@ -73,6 +79,7 @@ class FlatState:
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
         asked: one-element tensors that are to be read with the next pair's products.
         heard: their numbers.
+        growth: () the running average of the growth limit; None where the variant has none.
     """
 
     def __init__(
@@ -98,6 +105,7 @@ class FlatState:
             outside: the number of the last "block", if its parameters are in no block.
         """
         self.layout = layout
+        self._settings = (history_size, history_dtype, with_momentum, variant, outside)
         names = (*VECTORS, "momentum_buffer") if with_momentum else VECTORS
         self.flat = {
             name: torch.zeros(layout.numel, dtype=layout.dtype, device=layout.device)
@@ -118,8 +126,9 @@ class FlatState:
         self.outside = outside
         self.inside = len(layout.blocks) if outside is None else outside
         self.of_step = self.history.gram.new_zeros(5, len(layout.blocks))
+        self.growth = None if variant.growth_limit is None else self.history.gram.new_zeros(())
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
-        updated = [name for name in names if not name.endswith("snapshot")]
+        updated = [name for name in names if name != "grad_snapshot"]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
         self.step = 0
         self.seeded = [False] * len(layout.params)
@@ -143,7 +152,7 @@ class FlatState:
         return {**self.flat, "s_history": self.history.W[:m], "y_history": self.history.W[m:]}
 
     def _allocate_work(self) -> tuple[Tensor, list[Tensor]]:
-        segments, shapes = self.layout.segments, self.pieces["param_average"]
+        segments, shapes = self.layout.segments, self.pieces["param_progress"]
         size = max((s.stop - s.start for s in segments), default=0)
         work = torch.empty(size, dtype=self.layout.dtype, device=self.layout.device)
         views: list[Tensor] = []
@@ -178,6 +187,9 @@ class FlatState:
             }
             for i in range(len(layout.params))
         ]
+        if self.growth is not None:
+            for entry in self._shown:
+                entry[AVERAGE] = self.growth
         self._shown_tensors = [tuple(entry.values()) for entry in self._shown]
         self.write_counters()
         return dict(zip(layout.params, self._shown, strict=True))
@@ -191,6 +203,36 @@ class FlatState:
             len(entry) >= len(known) and all(map(is_, known, entry.values()))
             for entry, known in zip(entries, tensors, strict=True)
         )
+
+    def is_filled_by(
+        self,
+        values: Mapping[Tensor, Mapping[str, Any]],
+        layout: Layout,
+        collectives: Collectives,
+        settings: Mapping[str, Any],
+    ) -> bool:
+        """Whether this state would be laid out the same and has these values already.
+
+        That is so after somebody wrote into its tensors and then loads them. All ranks ask together.
+
+        Args:
+            values: for each parameter its state.
+            layout: of the state that is wanted.
+            collectives: of it.
+            settings: of it, as given to the class.
+        """
+        given = [values.get(p, {}) for p in self.layout.params]
+        kept = (
+            self.collectives is collectives
+            and self._settings == tuple(settings.values())
+            and self.layout.lies_as(layout)
+            and all(
+                name in entry and same_memory(entry[name], shown_now[name])
+                for entry, shown_now in zip(given, self._shown, strict=True)
+                for name in self.views
+            )
+        )
+        return not collectives.anywhere(not kept, layout.device)
 
     def without_reshaped(self, state: Mapping[Tensor, dict[str, Any]]) -> dict[Tensor, Any]:
         """The entries of a state, but those of parameters that have another shape since.
@@ -252,17 +294,26 @@ class FlatState:
             for p in layout.params
         ]
         for i, p in enumerate(layout.params):
-            given = values.get(p, {})
+            given = dict(values.get(p, {}))
+            # a state of before `param_progress` holds M_θ itself
+            whole_average = "param_progress" not in given and "param_average" in given
+            if whole_average:
+                given["param_progress"] = given["param_average"]
             for name in self.views:
                 if name in given:
                     self._take(name, i, given[name])
+            if whole_average:
+                self.views["param_progress"][i].sub_(self.views["param_snapshot"][i])
             # an average means nothing without its snapshot, nor one average without the other
             self.seeded[i] = bool(given.get("seeded", 1)) and all(name in given for name in VECTORS)
             if not ("s_history" in given and "y_history" in given):  # half a pair is none
                 counters[i]["pairs"] = 0
         if any(values.values()):
             self._restart_where_not_finite()
-        self.step = max(c["step"] for c in counters)
+        self.step = max((c["step"] for c in counters), default=0)
+        if self.growth is not None:
+            averages = [float(given.get(AVERAGE, 0.0)) for given in values.values()]
+            self.growth.fill_(max((a for a in averages if 0 < a < math.inf), default=0.0))
         for block in range(len(layout.blocks)):
             members = [i for i, b in enumerate(layout.block_of) if b == block]
             self.skipped[block] = max(counters[i]["skipped"] for i in members)
@@ -285,7 +336,11 @@ class FlatState:
         given = [values[p] for p in self.layout.params if values.get(p)]
         if self.layout.params and not given:
             logger.warning("the loaded state has nothing of any parameter: all of them start anew")
-        counts = {name: sum(entry.get(name) is None for entry in given) for name in self.views}
+        older = {"param_progress": "param_average"}
+        counts = {
+            name: sum(entry.get(name, entry.get(older.get(name, name))) is None for entry in given)
+            for name in self.views
+        }
         lacking = [f"{name} of {count}" for name, count in counts.items() if count]
         if lacking:
             logger.warning(
@@ -393,13 +448,14 @@ class FlatState:
     def _take(self, name: str, i: int, value: Tensor) -> None:
         vector = self._vectors()[name]
         like = shown(vector, self.layout, i, self.collectives)
-        shared = isinstance(like, StateShard)
+        shared = is_shard(like)
         target = self.layout.stretch_view(vector, i) if shared else self.views[name][i]
         try:
-            part = own_part(value, like, self.layout, i, self.collectives)
+            part = own_part(value, like, self.collectives)
         except ValueError as error:
             raise ValueError(f"loaded state {name!r} of {self.layout.names[i]} {error}") from None
-        target.copy_(part)
+        if not same_memory(part, target):
+            target.copy_(part)
 
     def _align(self, i: int, pairs: int, target: int) -> None:
         """Move the ring of parameter i so that its newest pair is pair number `target`."""
@@ -414,6 +470,38 @@ class FlatState:
             view.zero_()
             if new:
                 view[new] = rows
+
+
+def check_values(
+    values: Mapping[Tensor, Mapping[str, Any]],
+    layout: Layout,
+    collectives: Collectives,
+    history_size: int,
+) -> None:
+    """Refuse a state that does not fit before anything is given up for it: a collective call.
+
+    Args:
+        values: for each parameter its state.
+        layout: what each rank keeps.
+        collectives: the ranks.
+        history_size: M.
+
+    Raises:
+        ValueError: a tensor does not have its parameter's shape, or is another rank's part.
+    """
+    refuse_foreign_parts(values, layout, collectives)
+    rows = {name: () for name in (*VECTORS, "param_average", "momentum_buffer")}
+    expected = {**rows, "s_history": (history_size,), "y_history": (history_size,)}
+    for param, name in zip(layout.params, layout.names, strict=True):
+        for key, value in values.get(param, {}).items():
+            shape = (*expected.get(key, ()), *param.shape)
+            if key in expected and tuple(value.shape) != shape:
+                raise ValueError(
+                    f"loaded state {key!r} of {name} has shape {tuple(value.shape)}, "
+                    f"expected {shape}"
+                )
+            if is_shard(value):
+                value.check_ranks(collectives)
 
 
 def whole_tensors(vector: Tensor, flat: FlatState) -> list[Tensor]:

@@ -32,6 +32,16 @@ def names_of(groups: Groups) -> list[str] | None:
     return list(names.values())
 
 
+def is_active(p: Tensor) -> bool:
+    """Whether a parameter may move: a frozen one has no state until it is given a gradient."""
+    return p.requires_grad or p.grad is not None
+
+
+def holds_state(entry: Mapping[str, Any]) -> bool:
+    """Whether the state of a parameter holds anything: zeros of before the first step do not."""
+    return len(entry) > 0 and entry.get("seeded", 1) != 0
+
+
 def check_parameters(params: Sequence[Tensor]) -> None:
     """Refuse parameters that one flat vector cannot hold.
 

@@ -7,7 +7,12 @@ memory. A rank keeps one range of it, its *shard*; where nothing is distributed,
 at once, a *segment* a run of neighbouring pieces of one block and one group, small enough to stay
 in a processor's cache between the operations of a step.
 
-Legend: `n` numbers in the shard; flat vectors have shape (n,), row sets (r, n).
+Every block begins at a 64-byte border of the flat vector, and so does every row of a row set: a few
+numbers of padding, which stay zero, end a block and a row. Kernels for dot products add in an order
+that depends on where their operands begin relative to such a border. With the padding a block gives
+the same bits wherever it lies, on a rank of its own or among the others.
+
+Legend: `n` numbers in the shard, padding included; flat vectors have shape (n,), row sets (r, n).
 """
 
 from __future__ import annotations
@@ -15,13 +20,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from mlbfgs.partition import state_dtype
-from mlbfgs.sharding import even_ranges, overlap, owners_of_blocks, ranges_of_owners
+from mlbfgs.partition import alignment, state_dtype
+from mlbfgs.sharding import even_ranges, overlap, owners_of_blocks, padded, ranges_of_owners
 
 #: A segment is closed once it holds this many numbers (1 MiB of float32), and no piece is longer.
 SEGMENT_NUMEL = 1 << 18
@@ -89,10 +95,12 @@ class Layout:
         block_of: the Hessian block of each.
         names: of the parameters.
         owners: the rank that owns each block, None where every rank has its part in it.
-        offsets: the start of each parameter in the flat vector over all ranks, and its end.
+        unit: numbers between two borders that a block may begin at.
+        offsets: the start of each parameter in the flat vector over all ranks.
+        length: of that vector, padding included.
         ranges: what each rank keeps of that vector.
         shard: what this rank keeps.
-        numel: n, numbers in the shard.
+        numel: n, the length of this rank's flat vectors, a multiple of `unit`.
         stretches: what the shard holds of each parameter, in the order of its memory.
         pieces: stretches of parameters, in flat order.
         segments: the units of work of a step, in flat order, positions counted in the shard.
@@ -112,19 +120,22 @@ class Layout:
         """Lay out parameters.
 
         Args:
-            params: parameters, each once, in the user's order. Of a DTensor, its local tensor is
-                laid out.
+            params: parameters, each once, in the user's order; there may be none. Of a DTensor,
+                its local tensor is laid out.
             groups: number of the parameter group of each.
             blocks: number of the Hessian block of each, from 0 without gaps.
             spread: how it is divided between ranks; None is not at all.
             names: of the parameters, for messages.
         """
         spread = spread or Spread()
-        sizes = [0] * (max(blocks) + 1)
+        sizes = [0] * (max(blocks, default=-1) + 1)
         for p, block in zip(params, blocks, strict=True):
             sizes[block] += local(p).numel()
+        self.dtype = state_dtype([local(p) for p in params])
+        self.unit = alignment(self.dtype)
+        lengths = [padded(size, self.unit) for size in sizes]
         owned = spread.distribution == "blocks"
-        owners = owners_of_blocks(sizes, spread.world_size) if owned else [0] * len(sizes)
+        owners = owners_of_blocks(lengths, spread.world_size) if owned else [0] * len(sizes)
         self.owners: list[int | None] = list(owners) if owned else [None] * len(sizes)
         order = sorted(
             range(len(params)), key=lambda i: (owners[blocks[i]], blocks[i], groups[i], i)
@@ -135,11 +146,8 @@ class Layout:
         self.block_of = [blocks[i] for i in order]
         tensors = self.tensors()
         self.shapes = [t.shape for t in tensors]
-        self.offsets = [0]
-        for t in tensors:
-            self.offsets.append(self.offsets[-1] + t.numel())
-        self.dtype = state_dtype(tensors)
-        self.device = tensors[0].device
+        self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.offsets, self.length = self._offsets()
         self._dense = [torch.ops.aten.is_non_overlapping_and_dense(t) for t in tensors]
         self._orders = [memory_order(t) for t in tensors]
         self._seen = [(t.shape, t.stride(), t.dtype, t.device) for t in tensors]
@@ -148,26 +156,37 @@ class Layout:
             t.stride() if dense else torch.empty(t.shape, device="meta").stride()
             for t, dense in zip(tensors, self._dense, strict=True)
         ]
-        self.ranges = self._ranges(spread, sizes, owners)
+        self.ranges = self._ranges(spread, lengths, owners)
         self.shard = self.ranges[spread.rank]
-        self.numel = len(self.shard)
+        self.numel = padded(len(self.shard), self.unit)
         self.stretches = [self.stretch(i, self.shard) for i in range(len(self.params))]
         self.pieces = self._cut_pieces()
         self.segments = self._cut_segments()
         self.blocks = self._block_slices(len(sizes))
 
-    def _ranges(self, spread: Spread, sizes: Sequence[int], owners: Sequence[int]) -> list[range]:
-        everything = range(self.offsets[-1])
+    def _offsets(self) -> tuple[list[int], int]:
+        """Where each parameter begins, and where the last block ends."""
+        offsets: list[int] = []
+        end = 0
+        for i, block in enumerate(self.block_of):
+            if i > 0 and block != self.block_of[i - 1]:
+                end = padded(end, self.unit)
+            offsets.append(end)
+            end += self.shapes[i].numel()
+        return offsets, padded(end, self.unit)
+
+    def _ranges(self, spread: Spread, lengths: Sequence[int], owners: Sequence[int]) -> list[range]:
+        everything = range(self.length)
         if spread.distribution == "blocks":
-            return ranges_of_owners(sizes, owners, spread.world_size)
+            return ranges_of_owners(lengths, owners, spread.world_size)
         if spread.distribution == "sharded":
             # a parameter with gaps in its memory cannot be cut in memory order
             uncut = [self._span(i) for i, dense in enumerate(self._dense) if not dense]
-            return even_ranges(len(everything), spread.world_size, uncut)
+            return even_ranges(len(everything), spread.world_size, uncut, self.unit)
         return [everything] * spread.world_size
 
     def _span(self, i: int) -> range:
-        return range(self.offsets[i], self.offsets[i + 1])
+        return range(self.offsets[i], self.offsets[i] + self.shapes[i].numel())
 
     def stretch(self, i: int, shard: range) -> range:
         """What a range of the flat vector holds of parameter i, in the order of its memory."""
@@ -226,6 +245,14 @@ class Layout:
         """Whether the parameters' shapes, strides, dtypes and devices are those of construction."""
         pairs = zip(self.tensors(), self._seen, strict=True)
         return all((t.shape, t.stride(), t.dtype, t.device) == seen for t, seen in pairs)
+
+    def lies_as(self, other: Layout) -> bool:
+        """Whether another layout has the same parameters, of the same form, in the same places."""
+        places = [
+            (lay.group_of, lay.block_of, lay.offsets, lay.ranges, lay.shard, lay._seen, lay.dtype)
+            for lay in (self, other)
+        ]
+        return places[0] == places[1] and all(map(is_, self.params, other.params))
 
     def cut(self, tensors: Sequence[_MaybeTensor]) -> list[_MaybeTensor]:
         """Each parameter's tensor as pieces, which are views wherever the memory allows it.

@@ -18,11 +18,18 @@ from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collecti
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind
-from mlbfgs.flat_state import FlatState
-from mlbfgs.groups import KnownParameters, check_parameters, names_of, parameters_of
+from mlbfgs.flat_state import FlatState, check_values, whole_tensors
+from mlbfgs.groups import (
+    KnownParameters,
+    check_parameters,
+    holds_state,
+    is_active,
+    names_of,
+    parameters_of,
+)
 from mlbfgs.layout import Layout, is_dtensor
 from mlbfgs.loading import by_name, entries_of, of_this_kind
-from mlbfgs.partition import BlockPlan, BlockPolicy, assign_outside
+from mlbfgs.partition import BlockPlan, BlockPolicy, assign_active
 from mlbfgs.product import hessian_product
 from mlbfgs.settings import KEYS, SHARED, Settings, normalize_group, refuse_in_group
 from mlbfgs.step import take_step
@@ -60,7 +67,9 @@ class MLBFGS(Optimizer):
 
     State: 4 + 2M numbers for each parameter (averages, snapshots, history), one more with
     momentum, all allocated at construction. There is no host synchronisation but one every T
-    steps. A pair that is not finite or whose sᵀŷ is rounding error is skipped and counted.
+    steps. A pair that is not finite or whose sᵀŷ is rounding error is skipped and counted. A frozen
+    parameter (`requires_grad` is False) has no state and takes no time until it is thawed or given
+    a gradient.
 
     Args:
         params: parameters, named parameters, or groups of either. `lr`, `momentum`,
@@ -117,7 +126,7 @@ class MLBFGS(Optimizer):
         curvature_bounds: Bounds | None = (0.01, 1.5),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
-        variant: VariantT = "paper",
+        variant: VariantT = "guarded",
         outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,
@@ -153,6 +162,7 @@ class MLBFGS(Optimizer):
         self._unread = False
         self._built: FlatState | None = None
         self._known = KnownParameters([])
+        self._frozen: list[Tensor] = []
         self._settings = Settings(self._released)
         self._collectives: Collectives | None = None
         self._ranks: tuple[str, ProcessGroup | None] = (distribution, process_group)
@@ -232,6 +242,24 @@ class MLBFGS(Optimizer):
         """
         return hessian_product(self._flat_state(), parameters_of(self.param_groups), vectors)
 
+    @torch.no_grad()
+    def parameter_averages(self) -> list[Tensor]:
+        """M_θ, the parameters' exponential average (M Eq. (5)), for instance to evaluate there.
+
+        Ranks that share the state call this together.
+
+        Returns:
+            One tensor for each parameter, in the order of the parameter groups and in the dtype of
+            the averages; before its first gradient, and while it is frozen, the parameter itself.
+        """
+        flat = self._flat_state()
+        layout = flat.layout
+        average = flat.flat["param_snapshot"] + flat.flat["param_progress"]
+        places = zip(layout.params, whole_tensors(average, flat), flat.seeded, strict=True)
+        known = {p: tensor for p, tensor, seeded in places if seeded}
+        params = parameters_of(self.param_groups)
+        return [known[p] if p in known else p.detach().to(layout.dtype) for p in params]
+
     def curvature_records(self) -> list[dict[str, int | float | bool]]:
         """What happened at the newest pair update, one record for each block.
 
@@ -268,20 +296,21 @@ class MLBFGS(Optimizer):
     def plan(self) -> BlockPlan:
         """The blocks, their sizes and the memory of this optimizer."""
         flat = self._flat_state()
-        layout, params = flat.layout, parameters_of(self.param_groups)
-        block_of = dict(zip(layout.params, layout.block_of, strict=True))
-        history = flat.history.W
-        names = names_of(self.param_groups) or [f"parameter {i}" for i in range(len(params))]
+        layout, history = flat.layout, flat.history.W
+        place = {p: i for i, p in enumerate(layout.params)}
+        order = [place[p] for p in parameters_of(self.param_groups) if p in place]
+        sizes = [layout.params[i].numel() for i in order]
         return BlockPlan(
-            names=tuple(names),
-            sizes=tuple(p.numel() for p in params),
-            blocks=tuple(block_of[p] for p in params),
+            names=tuple(layout.names[i] for i in order),
+            sizes=tuple(sizes),
+            blocks=tuple(layout.block_of[i] for i in order),
             history_size=flat.history.history_size,
             state_bytes=flat.state_bytes,
             history_bytes=history.numel() * history.element_size(),
             kept=tuple(len(r) for r in layout.ranges) if flat.collectives.copies else (),
             owners=tuple(owner for owner in layout.owners if owner is not None),
             outside=flat.outside,
+            padding=layout.length - sum(shape.numel() for shape in layout.shapes),
         )
 
     # --- groups and state ----------------------------------------------------------------------
@@ -310,7 +339,6 @@ class MLBFGS(Optimizer):
         super().add_param_group(param_group)
         try:
             normalize_group(self.param_groups[-1], self._released)
-            check_parameters(parameters_of(self.param_groups))
             if self._built is not None:
                 self._rebuild(self.state)
         except Exception:
@@ -342,6 +370,7 @@ class MLBFGS(Optimizer):
             ValueError: groups, names, shapes or dtypes do not fit, or a value makes no sense.
         """
         given: dict[str, Any] = {}
+        before = [self.param_groups, self.state]  # until the loaded ones are known to fit
         own = True
 
         def take_state(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -353,21 +382,23 @@ class MLBFGS(Optimizer):
 
         def put_state(_: Optimizer) -> None:
             values = entries_of(given, self.param_groups)
-            self._rebuild(values)
+            self._rebuild(values, instead_of=before)
             if own:
                 self._flat_state().warn_of_missing(values)
 
-        before = self.register_load_state_dict_pre_hook(take_state)
-        after = self.register_load_state_dict_post_hook(put_state, prepend=True)
-        groups, state = self.param_groups, self.state
+        hooks = [
+            self.register_load_state_dict_pre_hook(take_state),
+            self.register_load_state_dict_post_hook(put_state, prepend=True),
+        ]
         try:
             super().load_state_dict(state_dict)
         except Exception:
-            self.param_groups, self.state = groups, state
+            if before:
+                self.param_groups, self.state = before
             raise
         finally:
-            before.remove()
-            after.remove()
+            for hook in hooks:
+                hook.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; flat storage is laid out anew from the per-parameter state."""
@@ -375,11 +406,7 @@ class MLBFGS(Optimizer):
         self.curvature_records()  # reads what lies in flat storage
         kept = ("_betas", "_blocks", "_outside", "_history_dtype", "_records", "_collectives")
         own = {key: self.__dict__[key] for key in kept}
-        # cloned: a view is pickled with the whole of its storage
-        state = {
-            p: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
-            for p, entry in self.state.items()
-        }
+        state = {p: dict(entry) for p, entry in self.state.items()}
         ranks = (self._ranks[0], None)  # `_collectives` has the group, which cannot be copied
         return {
             **super().__getstate__(),
@@ -405,31 +432,57 @@ class MLBFGS(Optimizer):
 
     @torch.inference_mode(False)  # or the state could not be written to outside of it
     @torch.no_grad()
-    def _rebuild(self, values: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Lay out flat storage for the groups as they are now and fill it from `values`."""
-        params, names = parameters_of(self.param_groups), names_of(self.param_groups)
-        check_parameters(params)
+    def _rebuild(
+        self, values: Mapping[Tensor, Mapping[str, Any]], instead_of: list[Any] | None = None
+    ) -> None:
+        """Lay out flat storage for the groups as they are now and fill it from `values`.
+
+        Args:
+            values: for each parameter its state.
+            instead_of: emptied, and the state kept so far given up, before anything is allocated
+                and after `values` are known to fit: else a load would need that memory as well. If
+                the values are the state itself, written in place, it stays.
+        """
+        everything, all_names = parameters_of(self.param_groups), names_of(self.param_groups)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
-        sizes = [p.numel() for p in params]
+        active = [is_active(p) or holds_state(values.get(p, {})) for p in everything]
+        blocks, outside = assign_active(
+            self._blocks,
+            self._outside,
+            all_names,
+            [p.numel() for p in everything],
+            [group_of[p] for p in everything],
+            active,
+        )
+        names = all_names or [f"parameter {i}" for i in range(len(everything))]
+        params = [p for p, here in zip(everything, active, strict=True) if here]
+        check_parameters(params)
         groups = [group_of[p] for p in params]
-        blocks, outside = assign_outside(self._blocks, self._outside, names, sizes, groups)
         shared = self._settings.shared(self.param_groups)
         collectives = self._collectives
         if collectives is None or (
             self._built is not None and _on_mesh(self._built.layout.params) != _on_mesh(params)
         ):
             collectives = collectives_for(params, *self._ranks)
+        names = [name for name, here in zip(names, active, strict=True) if here]
         layout = Layout(params, groups, blocks, collectives.spread, names)
         collectives.lay_out(layout)
-        flat = FlatState(
-            layout,
-            collectives,
-            history_size=shared.history_size,
-            history_dtype=self._history_dtype,
-            with_momentum=any(group["momentum"] != 0 for group in self.param_groups),
-            variant=shared.variant,
-            outside=outside,
-        )
+        settings: dict[str, Any] = {
+            "history_size": shared.history_size,
+            "history_dtype": self._history_dtype,
+            "with_momentum": any(group["momentum"] != 0 for group in self.param_groups),
+            "variant": shared.variant,
+            "outside": outside,
+        }
+        flat = None
+        if instead_of is not None:
+            check_values(values, layout, collectives, shared.history_size)
+            kept, self._built = self._built, None
+            if kept is not None and kept.is_filled_by(values, layout, collectives, settings):
+                flat = kept
+            instead_of.clear()
+            del kept
+        flat = flat or FlatState(layout, collectives, **settings)
         flat.load(values, shared.curvature_bounds)
         self._built, self._collectives = flat, collectives
         self._records, self._unread = [], False
@@ -437,20 +490,24 @@ class MLBFGS(Optimizer):
         self.state.clear()
         self.state.update(exposed)
         self._known = KnownParameters(self.param_groups)
+        self._frozen = [p for p, here in zip(everything, active, strict=True) if not here]
 
     def _flat_state(self) -> FlatState:
         """The state, laid out anew from `self.state` where something was changed from outside.
 
-        That is: a group was given momentum; parameters are of another dtype, device or memory
-        format, or were exchanged for others of their shapes (as for FSDP2's); tensors of the state
-        were exchanged (as by whoever moves them to another device and back) or removed.
+        That is: a frozen parameter was thawed; a group was given momentum; parameters are of
+        another dtype, device or memory format, or were exchanged for others of their shapes (as for
+        FSDP2's); tensors of the state were exchanged (as by whoever moves them to another device
+        and back) or removed.
 
         Raises:
             RuntimeError: parameters or groups are missing or were added behind our back.
             ValueError: `history_size` was changed.
         """
         flat = self._built
-        assert flat is not None
+        if flat is None:  # there was no memory for a load
+            self._rebuild(self.state)
+            return self._flat_state()
         wanted = self.param_groups[0].get("history_size")
         if wanted != flat.history.history_size:
             raise ValueError(
@@ -467,7 +524,10 @@ class MLBFGS(Optimizer):
                 "momentum_buffer" not in flat.flat
                 and any(g.get("momentum") for g in self.param_groups)
             )
+            or (flat.growth is None)
+            != (self.param_groups[0]["variant"].get("growth_limit") is None)
             or not flat.layout.fits()
+            or any(map(is_active, self._frozen))
         ):
             self._rebuild(flat.without_reshaped(self.state))
         assert self._built is not None

@@ -34,7 +34,14 @@ from torch import Tensor
 
 from mlbfgs.model_order import model_order
 from mlbfgs.resblocks import resblocks
-from mlbfgs.sharding import DISTRIBUTIONS, even_ranges, owners_of_blocks, ranges_of_owners
+from mlbfgs.sharding import (
+    ALIGNMENT_BYTES,
+    DISTRIBUTIONS,
+    even_ranges,
+    owners_of_blocks,
+    padded,
+    ranges_of_owners,
+)
 
 Assign = Callable[[Sequence[str], Sequence[int]], Sequence[int]]
 BlockPolicy = None | int | str | Sequence[str] | Assign
@@ -85,6 +92,42 @@ def assign_blocks(
     if isinstance(policy, str):
         return resblocks(policy, known, [_layer(name) for name in known], groups)
     return _by_pattern(policy, known)
+
+
+def assign_active(
+    policy: BlockPolicy,
+    outside: Sequence[str],
+    names: Sequence[str] | None,
+    sizes: Sequence[int],
+    groups: Sequence[int],
+    active: Sequence[bool],
+) -> tuple[list[int], int | None]:
+    """The block number of every active parameter, as `assign_outside` gives it.
+
+    A policy sees all parameters, so that names and places mean what they mean in the whole model.
+    To an integer, which cuts by size, a parameter that is not active has no numbers.
+
+    Args:
+        policy: as in `assign_blocks`.
+        outside: as in `assign_outside`.
+        names: of all parameters, as in `assign_blocks`.
+        sizes: of all parameters.
+        groups: of all parameters.
+        active: for each parameter whether it is active.
+
+    Returns:
+        One number for each active parameter, from 0 without gaps, and the last number if it stands
+        for "in no block".
+
+    Raises:
+        ValueError: as in `assign_outside`.
+    """
+    if isinstance(policy, int):
+        sizes = [size if here else 0 for size, here in zip(sizes, active, strict=True)]
+    assigned, none = assign_outside(policy, outside, names, sizes, groups)
+    wanted = [block for block, here in zip(assigned, active, strict=True) if here]
+    number = {block: i for i, block in enumerate(sorted(set(wanted)))}
+    return [number[block] for block in wanted], None if none is None else number.get(none)
 
 
 def assign_outside(
@@ -229,9 +272,12 @@ class BlockPlan:
         state_bytes: averages, snapshots, momentum and history, of one rank: this one, or the one
             that keeps most.
         history_bytes: the history alone.
-        kept: numbers that each rank keeps of every vector; empty where each keeps all.
+        kept: numbers that each rank keeps of every vector, padding included; empty where each
+            keeps all.
         owners: the rank that owns each block; empty where blocks have no owner.
         outside: the number that stands for "in no block", if there is one.
+        padding: numbers of every vector, over all ranks, that only fill it up: each block begins
+            at a 64-byte border.
     """
 
     names: tuple[str, ...]
@@ -243,6 +289,7 @@ class BlockPlan:
     kept: tuple[int, ...] = ()
     owners: tuple[int, ...] = ()
     outside: int | None = None
+    padding: int = 0
 
     @property
     def block_sizes(self) -> list[int]:
@@ -269,7 +316,8 @@ class BlockPlan:
         lines.append(
             f"{n:,} parameters, M = {self.history_size}: {self.state_bytes / 2**20:,.1f} MiB of "
             f"optimizer state{where} ({self.state_bytes / max(n, 1):.0f} bytes a parameter), "
-            f"{self.history_bytes / 2**20:,.1f} MiB of it history"
+            f"{self.history_bytes / 2**20:,.1f} MiB of it history; {self.padding:,} of padding in "
+            "every vector"
         )
         return "\n".join(lines)
 
@@ -288,8 +336,8 @@ def plan(
     """What `MLBFGS(model.named_parameters(), ...)` would do, before anything is allocated.
 
     Args:
-        model: the model. Its frozen parameters count, because the optimizer keeps state for every
-            parameter that it is given, so that it can be thawed.
+        model: the model. Frozen parameters (`requires_grad` is False) do not count: they have no
+            state before they are thawed.
         blocks: block policy.
         outside_blocks: regular expressions of parameters in no block.
         history_size: M.
@@ -305,12 +353,23 @@ def plan(
         ValueError: the policy does not fit the model.
     """
     named = list(model.named_parameters())
-    names, sizes = tuple(name for name, _ in named), tuple(p.numel() for _, p in named)
-    dtype = state_dtype([p for _, p in named])
-    assigned, outside = assign_outside(blocks, outside_blocks, names, sizes)
+    active = [p.requires_grad for _, p in named]
+    assigned, outside = assign_active(
+        blocks,
+        outside_blocks,
+        [name for name, _ in named],
+        [p.numel() for _, p in named],
+        [0] * len(named),
+        active,
+    )
+    trained = [pair for pair, is_active in zip(named, active, strict=True) if is_active]
+    names, sizes = tuple(name for name, _ in trained), tuple(p.numel() for _, p in trained)
+    dtype = state_dtype([p for _, p in trained])
     made = BlockPlan(names, sizes, tuple(assigned), history_size, 0, 0, outside=outside)
-    kept, owners = _kept(made.block_sizes, distribution, world_size)
-    most = max(kept, default=sum(sizes))
+    unit = alignment(dtype)
+    lengths = [padded(size, unit) for size in made.block_sizes]
+    kept, owners = _kept(lengths, distribution, world_size, unit)
+    most = max(kept, default=sum(lengths))
     history_bytes = 2 * history_size * most * (history_dtype or dtype).itemsize
     vectors = (4 + (momentum != 0)) * most * dtype.itemsize
     return replace(
@@ -319,11 +378,12 @@ def plan(
         history_bytes=history_bytes,
         kept=kept,
         owners=owners,
+        padding=sum(lengths) - sum(sizes),
     )
 
 
 def _kept(
-    sizes: Sequence[int], distribution: str, world_size: int
+    sizes: Sequence[int], distribution: str, world_size: int, unit: int
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What each rank keeps, and which rank owns each block."""
     if distribution not in DISTRIBUTIONS:
@@ -336,8 +396,13 @@ def _kept(
         ranges = ranges_of_owners(sizes, owners, world_size)
         return tuple(map(len, ranges)), tuple(owners)
     if distribution == "sharded":
-        return tuple(map(len, even_ranges(sum(sizes), world_size))), ()
+        return tuple(map(len, even_ranges(sum(sizes), world_size, unit=unit))), ()
     return (), ()
+
+
+def alignment(dtype: torch.dtype) -> int:
+    """Numbers of a dtype between two borders of the flat vector that a block may begin at."""
+    return ALIGNMENT_BYTES // dtype.itemsize
 
 
 def state_dtype(params: Sequence[Tensor]) -> torch.dtype:

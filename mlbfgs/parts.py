@@ -30,7 +30,8 @@ class Part:
     theta: list[Tensor]
     gradients: list[Tensor]
     work: list[Tensor]
-    param_average: list[Tensor]
+    param_snapshot: list[Tensor]
+    param_progress: list[Tensor]
     grad_average: list[Tensor]
     momentum_buffer: list[Tensor]
 
@@ -46,7 +47,8 @@ def part_of(
         theta=[theta[k] for k in here],
         gradients=[cast(Tensor, gradients[k]) for k in here],
         work=[flat.work_pieces[k] for k in here],
-        param_average=vectors["param_average"],
+        param_snapshot=vectors["param_snapshot"],
+        param_progress=vectors["param_progress"],
         grad_average=vectors["grad_average"],
         momentum_buffer=vectors.get("momentum_buffer", []),
     )
@@ -77,22 +79,31 @@ def add_decay(part: Part, decay: float) -> None:
 def update_averages(part: Part, betas: tuple[float, float], variant: Variant, scale: float) -> None:
     """The segment's M_θ and M_g (Alg. 1, line 6).
 
+    M_θ is its snapshot plus its progress since. What is added up is θ minus the snapshot, which is
+    exact where θ moves little, so that the progress keeps what is small beside θ.
+
     Args:
         part: the segment; the gradient that enters, but for `scale`, lies in the work buffer.
         betas: β1 and β2.
         variant: `averaging` counts here.
         scale: of the gradient.
     """
-    dtype = part.work[0].dtype  # lerp wants equal dtypes: low-precision θ is widened
+    beta1, beta2 = betas
+    dtype = part.work[0].dtype  # low-precision θ is widened
     theta = [t if t.dtype == dtype else t.to(dtype) for t in part.theta]
-    entering = ((part.param_average, theta, 1.0), (part.grad_average, part.work, scale))
-    for beta, (average, new, factor) in zip(betas, entering, strict=True):
-        if variant.averaging == "ema" and factor == 1:
-            torch._foreach_lerp_(average, new, 1 - beta)
-        else:
-            weight = factor if variant.averaging == "sum" else (1 - beta) * factor
-            torch._foreach_mul_(average, beta)
-            torch._foreach_add_(average, new, alpha=weight)
+    if variant.averaging == "ema":
+        ahead = torch._foreach_sub(theta, part.param_snapshot)
+        torch._foreach_lerp_(part.param_progress, ahead, 1 - beta1)
+    else:
+        ahead = torch._foreach_sub(theta, part.param_snapshot, alpha=1 - beta1)
+        torch._foreach_mul_(part.param_progress, beta1)
+        torch._foreach_add_(part.param_progress, ahead)
+    if variant.averaging == "ema" and scale == 1:
+        torch._foreach_lerp_(part.grad_average, part.work, 1 - beta2)
+    else:
+        weight = scale if variant.averaging == "sum" else (1 - beta2) * scale
+        torch._foreach_mul_(part.grad_average, beta2)
+        torch._foreach_add_(part.grad_average, part.work, alpha=weight)
 
 
 def descend(part: Part, group: Group) -> None:

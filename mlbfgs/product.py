@@ -23,7 +23,8 @@ def hessian_product(
         vectors: one tensor for each of them, of its shape.
 
     Returns:
-        The product in the same order and shapes, in the dtype of the averages.
+        The product in the same order and shapes, in the dtype of the averages; to a frozen
+        parameter's vector H is the identity.
 
     Raises:
         ValueError: there are other than the parameters' numbers or shapes.
@@ -32,15 +33,16 @@ def hessian_product(
         raise ValueError(f"{len(vectors)} vectors were given for {len(params)} parameters")
     layout, history = flat.layout, flat.history
     given = dict(zip(params, vectors, strict=True))
+    names = dict(zip(layout.params, layout.names, strict=True))
+    for p, v in given.items():
+        if v.shape != p.shape:
+            raise ValueError(
+                f"the vector for {names.get(p, 'a frozen parameter')} has shape {tuple(v.shape)}, "
+                f"expected {tuple(p.shape)}"
+            )
     vector = torch.empty(layout.numel, dtype=layout.dtype, device=layout.device)
     for i, p in enumerate(layout.params):
-        value = local(given[p])
-        if value.shape != layout.shapes[i]:
-            raise ValueError(
-                f"the vector for {layout.names[i]} has shape {tuple(given[p].shape)}, expected "
-                f"{tuple(p.shape)}"
-            )
-        layout.put(vector, i, value)
+        layout.put(vector, i, local(given[p]))
     sums = history.new_sums()[0]
     for s in layout.segments:
         history.project(sums, s.block, s.start, s.stop, vector[s.start : s.stop])
@@ -51,4 +53,4 @@ def hessian_product(
     for s in layout.segments:
         history.combine_(direction.a, rows, s.block, s.start, s.stop, vector[s.start : s.stop])
     product = dict(zip(layout.params, whole_tensors(vector, flat), strict=True))
-    return [product[p] for p in params]
+    return [product[p] if p in product else given[p].to(layout.dtype, copy=True) for p in params]

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: The values of `distribution`.
+#: Where blocks and rows begin: at multiples of this, a cache line, and the widest vector register.
+ALIGNMENT_BYTES = 64
 DISTRIBUTIONS = ("replicated", "blocks", "sharded")
 
 
@@ -53,18 +55,24 @@ def ranges_of_owners(sizes: Sequence[int], owners: Sequence[int], world_size: in
     return ranges
 
 
-def even_ranges(n: int, world_size: int, uncut: Sequence[range] = ()) -> list[range]:
-    """Cut n numbers into ranges whose lengths differ by at most one.
+def padded(n: int, unit: int) -> int:
+    """The smallest multiple of `unit` that is at least n."""
+    return -(-n // unit) * unit
+
+
+def even_ranges(n: int, world_size: int, uncut: Sequence[range] = (), unit: int = 1) -> list[range]:
+    """Cut n numbers into ranges whose lengths differ by at most `unit`.
 
     Args:
-        n: numbers.
+        n: numbers, a multiple of `unit`.
         world_size: how many ranges; some are empty where n is smaller.
         uncut: stretches that no border may fall into; a border there moves to the nearer end.
+        unit: borders are multiples of it, unless such a stretch moves them.
 
     Returns:
         One range for each rank, in order.
     """
-    cuts = [n * rank // world_size for rank in range(world_size + 1)]
+    cuts = [n // unit * rank // world_size * unit for rank in range(world_size + 1)]
     for stretch in uncut:
         middle = (stretch.start + stretch.stop) / 2
         for i, cut in enumerate(cuts):

@@ -59,7 +59,7 @@ class SLIMQN(MLBFGS):
         curvature_bounds: Bounds | None = (0.01, 1.0),
         blocks: BlockPolicy = None,
         direction: DirectionKind = "hessian",
-        variant: VariantT = "paper",
+        variant: VariantT = "guarded",
         outside_blocks: Sequence[str] = (),
         history_dtype: torch.dtype | None = None,
         maximize: bool = False,

@@ -37,6 +37,7 @@ from mlbfgs.direction import (
 )
 from mlbfgs.flat_state import FlatState
 from mlbfgs.groups import Groups
+from mlbfgs.growth import limit_growth_
 from mlbfgs.layout import Segment
 from mlbfgs.parts import Part, add_decay, descend, gather, part_of, update_averages
 from mlbfgs.settings import SharedSettings
@@ -119,7 +120,8 @@ class _Step:
         self.ends_interval = flat.step % shared.update_interval == 0
         self.pair_due = self.ends_interval and flat.step > shared.update_interval
         variant = shared.variant
-        self.scaled = variant.normalize_direction or variant.kl_clip is not None
+        self.guarded = variant.growth_limit is not None
+        self.scaled = self.guarded or variant.normalize_direction or variant.kl_clip is not None
         undecayed = variant.kl_clip is not None and any(g["weight_decay"] != 0 for g in groups)
         self.sums = flat.history.new_sums(2 if undecayed else 1)
         self.direction: Direction | None = None
@@ -183,7 +185,8 @@ class _Step:
                     history.project(self.sums[1], block, start, stop, v)
             if not waits[block]:
                 descend(part, group)
-        if projecting and (self.pair_due or (any(waits) and (with_rows or with_square))):
+        summed = any(waits) and (with_rows or with_square)
+        if projecting and (self.pair_due or self.guarded or summed):
             self.flat.collectives.sum_step(self.sums)
 
     def _average(self, part: Part, decay: float) -> None:
@@ -198,7 +201,7 @@ class _Step:
         flat, waits = self.flat, self.waits()
         p, g_dot_g = self.sums[0, :, :-1], self.sums[0, :, -1]
         direction = direction_of_kind(self.shared.direction, flat.history, p, g_dot_g)
-        if self.scaled and any(waits):
+        if self.guarded or (self.scaled and any(waits)):
             direction = direction.scaled(self._scale(direction))
         self.direction = direction
         if not any(waits):
@@ -216,8 +219,14 @@ class _Step:
                 descend(part, group)
 
     def _scale(self, direction: Direction) -> Tensor:
-        """What `normalize_direction` or `kl_clip` multiply every direction with, of shape ()."""
+        """What the variant multiplies every direction with, of shape ()."""
         history, variant = self.flat.history, self.shared.variant
+        if self.flat.growth is not None:
+            promise = products_with(direction, self.sums[0]).abs()
+            totals = torch.stack([promise, self.sums[0, :, -1]]).sum(1)
+            self.flat.collectives.sum_owned(totals)
+            limit = variant.growth_limit if any(self.waits()) else None  # the warm-up is SGD's
+            return limit_growth_(self.flat.growth, *totals, limit)
         if variant.kl_clip is None:
             _, squares = products(history, direction, self.sums[0])
             total = squares[: self.flat.inside].sum()
@@ -238,7 +247,8 @@ class _Step:
     def close_interval(self) -> None:
         """Alg. 1, line 13: new snapshots; then, if asked for, a new gradient average."""
         flat = self.flat
-        flat.flat["param_snapshot"].copy_(flat.flat["param_average"])
+        flat.flat["param_snapshot"].add_(flat.flat["param_progress"])
+        flat.flat["param_progress"].zero_()
         flat.flat["grad_snapshot"].copy_(flat.flat["grad_average"])
         for part, fresh in self.fresh:
             torch._foreach_copy_(part.grad_average, fresh)
@@ -265,10 +275,15 @@ def _seed_averages(
                 g = g.add(p, alpha=decay) if entering == "decayed" else g * (1 + decay)
             # β 0 + x = x: what a sum begins with is added by this step
             from_zero = shared.variant.averaging == "sum"
-            for name, value in (("param", p), ("grad", g)):
-                first = torch.zeros_like(value) if from_zero else value
-                flat.layout.put(flat.flat[f"{name}_snapshot"], i, value)
-                flat.layout.put(flat.flat[f"{name}_average"], i, first)
+            value = p.to(flat.layout.dtype)
+            started = {
+                "param_snapshot": value,
+                "param_progress": -value if from_zero else torch.zeros_like(value),
+                "grad_snapshot": g,
+                "grad_average": torch.zeros_like(g) if from_zero else g,
+            }
+            for name, first in started.items():
+                flat.layout.put(flat.flat[name], i, first)
             flat.seeded[i] = True
 
 
@@ -283,11 +298,10 @@ def _update_pairs(
         of_step: (5, B) `_Step.products`, None where the step's direction is not known yet.
     """
     history = flat.history
-    averages = (flat.flat["param_average"], flat.flat["grad_average"])
-    snapshots = (flat.flat["param_snapshot"], flat.flat["grad_snapshot"])
+    moved = flat.flat["param_progress"], flat.flat["grad_average"], flat.flat["grad_snapshot"]
     dots = flat.of_step.new_zeros(3, len(flat.layout.blocks))
     for block in range(flat.inside):
-        for _, _, s, y in history.candidate(block, averages, snapshots):
+        for _, _, s, y in history.candidate(block, *moved):
             tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
             dots[:, block].add_(tile)
     known = flat.of_step[:0] if of_step is None else of_step
@@ -304,7 +318,7 @@ def _update_pairs(
             variant=shared.variant,
         )
         if pair.accepted:
-            slot = history.write(block, averages, snapshots, pair.tau)
+            slot = history.write(block, *moved, tau=pair.tau)
             written.append((block, slot))
             flat.damped[block] += pair.damped
         else:

@@ -1,8 +1,10 @@
-"""What the authors' released code does differently, each item a switch of its own.
+"""What may differ from the papers' algorithm, each item a switch of its own.
 
 The released block-wise optimizer (mL-BFGS) and the released full-model optimizer (SLIM-QN) are not
-the printed algorithms. `PAPER` is the printed algorithm and the default; `RELEASED_BLOCKWISE` and
+the printed algorithms. `PAPER` is the printed algorithm; `RELEASED_BLOCKWISE` and
 `RELEASED_FULL` have all that the release changes, so that the effects can be measured one by one.
+`GUARDED`, the default of the optimizers, is the printed algorithm with one switch of our own, the
+last one below: as printed, the first steps after the warm-up diverge on many networks.
 
 With g the gradient, wd the weight decay, A an average of x (θ, or the gradient that enters it):
 
@@ -19,9 +21,11 @@ With g the gradient, wd the weight decay, A an average of x (θ, or the gradient
     decay_outside_blocks   False: from the first pair on, parameters in no block have no wd θ
     drop_oldest_first      a full history drops its oldest pair before the new one is tested, so
                            that it has one pair less after a refusal; needs M of at least 2
+    growth_limit q         every d is multiplied by min(1, q A / P), with P = Σ |gᵀd| over the blocks
+                           and A a running average of P (`mlbfgs.growth`)
 
 Scaling begins with the first pair. It leaves d as it is where Σ gᵀd <= 0 (the clip has nothing to
-bound) and where all d are zero.
+bound) and where all d are zero. Only one switch may set the length of the direction.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+from mlbfgs.growth import DEFAULT_LIMIT
 from mlbfgs.values import check_choice, flag, plain_number
 
 Averaging = Literal["ema", "sum"]
@@ -53,12 +58,13 @@ NUMBERS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
         lambda v: v < math.inf,
     ),
     ("kl_clip", "None, or a number above 0", lambda v: 0 < v < math.inf),
+    ("growth_limit", "None, or a number of at least 1", lambda v: 1 <= v < math.inf),
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The switches; the defaults are the papers' algorithm. The module says what each does.
+    """The switches; their defaults are the papers' algorithm. The module says what each does.
 
     Attributes:
         averaging: "ema" or "sum".
@@ -73,6 +79,7 @@ class Variant:
         same_step: whether a pair is used at once.
         decay_outside_blocks: whether parameters in no block keep their weight decay.
         drop_oldest_first: whether a pair that is refused costs a full history its oldest pair.
+        growth_limit: q, at least 1, or None.
 
     Raises:
         ValueError: a value is out of its range, or two switches contradict each other.
@@ -90,6 +97,7 @@ class Variant:
     same_step: bool = False
     decay_outside_blocks: bool = True
     drop_oldest_first: bool = False
+    growth_limit: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("variant.averaging", self.averaging, get_args(Averaging))
@@ -105,11 +113,15 @@ class Variant:
             if number is None or not holds(number):
                 raise ValueError(f"Invalid variant.{key}: {value!r} ({wanted})")
             object.__setattr__(self, key, number)
-        if self.normalize_direction and self.kl_clip is not None:
+        lengths = ("growth_limit", "kl_clip", "normalize_direction")
+        given = [key for key in lengths if getattr(self, key) not in (None, False)]
+        if len(given) > 1:
+            first, second = given[:2]
+            off = "False" if second == "normalize_direction" else "None"
             raise ValueError(
-                f"variant.kl_clip={self.kl_clip} contradicts variant.normalize_direction=True: "
-                "both set the length of the direction; set kl_clip to None or normalize_direction "
-                "to False"
+                f"variant.{first}={getattr(self, first)} contradicts "
+                f"variant.{second}={getattr(self, second)}: both set the length of the direction; "
+                f"set {first} to None or {second} to {off}"
             )
 
     def switches(self) -> dict[str, Any]:
@@ -118,6 +130,8 @@ class Variant:
 
 
 PAPER = Variant()
+#: The default of the optimizers.
+GUARDED = Variant(growth_limit=DEFAULT_LIMIT)
 #: The release of mL-BFGS.
 RELEASED_BLOCKWISE = Variant(
     averaging="sum",
@@ -142,15 +156,15 @@ RELEASED_FULL = Variant(
     same_step=True,
     drop_oldest_first=True,
 )
-NAMES = ("paper", "released")
+NAMES = ("guarded", "paper", "released")
 
 
 def as_variant(value: object, released: Variant) -> tuple[Variant, frozenset[str]]:
     """Read what a user may give.
 
     Args:
-        value: "paper", "released", a mapping of switches with an optional `base` (one of these
-            names; default "paper"), or a `Variant`.
+        value: "guarded", "paper", "released", a mapping of switches with an optional `base` (one
+            of these names; default "paper"), or a `Variant`.
         released: what "released" stands for.
 
     Returns:
@@ -177,7 +191,7 @@ def _departures(variant: Variant, keys: Sequence[str] | Mapping[str, Any]) -> fr
 
 def _named(name: object, released: Variant, key: str) -> Variant:
     check_choice(key, name, NAMES)
-    return PAPER if name == "paper" else released
+    return {"guarded": GUARDED, "paper": PAPER, "released": released}[str(name)]
 
 
 def check_effects(

@@ -1,12 +1,20 @@
-"""What must be set before torch computes anything, here and in the processes that tests start."""
+"""The marker `bit_equal`: tests that compare computed numbers to the last bit.
 
-import os
+They hold on every processor, which `python -m tests.processors` emulates.
+"""
 
-import torch
+import inspect
+import re
 
-# On processors with AVX2 and without AVX-512, MKL adds up a product in an order that depends on
-# where in memory its operands begin, unless told not to: a block on its rank and the same block
-# within one process's history then differ in the last bit (docs/distributed.md). MKL reads it
-# at its first call.
-if torch.backends.cpu.get_cpu_capability() == "AVX2":
-    os.environ.setdefault("MKL_CBWR", "AUTO")
+import pytest
+
+#: What a test that compares bits says in its name or in its code.
+_BITS = re.compile(r"_bits?_|_bits?\(|torch\.equal\(|first_difference\(|on_all_ranks\(|ends_as_if")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test whose name or code speaks of bits; a module may mark all of its own."""
+    for item in items:
+        function = getattr(item, "function", None)
+        if function is not None and _BITS.search(inspect.getsource(function)):
+            item.add_marker(pytest.mark.bit_equal)

@@ -74,6 +74,7 @@ def measure_rank(network: str, distribution: Distribution) -> dict[str, Any]:
         update_interval=UPDATE_INTERVAL,
         blocks=BLOCKS[distribution],
         distribution=distribution,
+        variant="paper",
     )
     generator = torch.Generator().manual_seed(1)
     told: dict[int, dict[str, int]] = {}

@@ -66,12 +66,13 @@ def with_history(
         history_size=HISTORY_SIZE,
         update_interval=UPDATE_INTERVAL,
         history_dtype=history_dtype,
+        variant="paper",
     )
     state = optimizer.state_dict()
     for i, values in state["state"].items():
         for slot, (s, y) in enumerate(pairs):
             values["s_history"][slot], values["y_history"][slot] = s[i], y[i]
-        values["param_average"].copy_(params[i].detach())
+        values["param_snapshot"].copy_(params[i].detach())
         values.update(step=step, seeded=1, pairs=HISTORY_SIZE)
     optimizer.load_state_dict(state)
     return optimizer

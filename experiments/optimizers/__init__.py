@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from experiments.errors import UserError, nearest
+from experiments.runs.deciding import LATER_KEYS
 
 _NOT_ARGUMENTS = ("name", "_target_", "takes_model")
 
@@ -49,6 +50,8 @@ def build_optimizer(cfg: Mapping[str, Any], model: nn.Module) -> torch.optim.Opt
         for key, value in values.items()
         if key not in _NOT_ARGUMENTS
     }
+    if target.startswith("mlbfgs."):  # what the key's absence stands for, not the class's default
+        arguments.setdefault("variant", LATER_KEYS["optimizer.variant"])
     _check_arguments(build, arguments, optimizer=name, target=target)
     subject: nn.Module | Iterator[tuple[str, nn.Parameter]]
     subject = model if values.get("takes_model", False) else model.named_parameters()

@@ -228,7 +228,7 @@ class SLBFGS(Optimizer):
         accepted = accepted and numbers.mu >= self._setting("min_curvature")
         if accepted:
             zero = pair.s.new_zeros(()).expand_as(pair.s)
-            history.push(0, (pair.s, pair.y), (zero, zero), 1.0)
+            history.push(0, pair.s, pair.y, zero, 1.0)
         else:
             self._count["skipped"] += 1
         g, d = gradient, direction

@@ -135,6 +135,7 @@ def follow(
         lr=0.0 if lr is None else lr,
         momentum=0.0,
         betas=0.9,
+        variant="paper",
         history_size=HISTORY,
         update_interval=INTERVAL,
         curvature_bounds=(SIGMA_L, SIGMA_H),

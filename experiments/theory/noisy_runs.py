@@ -58,6 +58,7 @@ def inverse_hessians_of_runs(
             lr=0.1,
             momentum=0.0,
             betas=0.9,
+            variant="paper",
             history_size=10,
             update_interval=INTERVAL,
             damping=0.99,

@@ -130,6 +130,7 @@ def _optimizer(method: str, theta: nn.Parameter, setting: Setting) -> torch.opti
         [theta],
         lr=setting.lr,
         momentum=0.0,
+        variant="paper",
         betas=setting.beta if method.startswith("momentum") else 0.0,
         history_size=setting.history_size,
         update_interval=setting.interval,

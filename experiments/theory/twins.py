@@ -144,7 +144,7 @@ def build(name: str, model: nn.Module, M: int, T: int) -> torch.optim.Optimizer:
         return SLBFGS(
             params, lr=0.01, history_size=M, update_interval=T, curvature_batch_size=CURVATURE_BATCH
         )
-    return MLBFGS(params, lr=0.01, momentum=0.0, history_size=M, update_interval=T)
+    return MLBFGS(params, lr=0.01, momentum=0.0, history_size=M, update_interval=T, variant="paper")
 
 
 def measure(name: str, M: int, T: int) -> Twin:

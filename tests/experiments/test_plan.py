@@ -30,7 +30,7 @@ from tests.gloo import run_ranks
 
 ADAM = {"name": "adam", "_target_": "torch.optim.Adam", "lr": 0.01}
 HISTORY = ("s_history", "y_history")
-AVERAGES = ("param_average", "grad_average", "param_snapshot", "grad_snapshot")
+AVERAGES = ("param_progress", "grad_average", "param_snapshot", "grad_snapshot")
 DISTRIBUTIONS = ("replicated", "blocks", "sharded")
 
 

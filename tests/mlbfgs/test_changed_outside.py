@@ -54,10 +54,10 @@ def test_exchanged_parameters_are_trained_from_the_start():
 def test_one_exchanged_parameter_leaves_the_other_its_state():
     params, optimizer = make(blocks=2)
     walk(params, optimizer, 7)
-    average = optimizer.state[params[0]]["param_average"].clone()
+    average = optimizer.state[params[0]]["param_progress"].clone()
     new = torch.nn.Parameter(torch.ones(4))
     optimizer.param_groups[0]["params"][1] = new  # in the list itself
-    assert torch.equal(optimizer.state_dict()["state"][0]["param_average"], average)
+    assert torch.equal(optimizer.state_dict()["state"][0]["param_progress"], average)
     assert [optimizer.state[p]["pairs"] for p in (params[0], new)] == [2, 0]
     walk([params[0], new], optimizer, 9)
     assert not torch.equal(new.detach(), torch.ones(4)) and new.isfinite().all()
@@ -93,13 +93,13 @@ def test_other_changes_of_the_groups_are_refused(change):
 def test_a_model_of_another_dtype_since_is_trained_in_it(dtype):
     params, optimizer = make()
     walk(params, optimizer, 7)
-    average = optimizer.state[params[0]]["param_average"].clone()
+    average = optimizer.state[params[0]]["param_progress"].clone()
     for p in params:
         p.data = p.data.to(dtype)
     kept = torch.float64 if dtype == torch.float64 else torch.float32
     others, fresh = make(params)
     fresh.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    shown = optimizer.state[params[0]]["param_average"]
+    shown = optimizer.state[params[0]]["param_progress"]
     assert shown.dtype == kept and torch.equal(shown, average.to(kept))
     assert torch.equal(walk(params, optimizer, 9), walk(others, fresh, 9))
     for ours, theirs in zip(tensors_of(optimizer), tensors_of(fresh), strict=True):
@@ -191,7 +191,7 @@ def test_a_pickled_optimizer_is_as_large_as_its_state():
 def test_history_size_changed_since_is_refused_however_often_one_asks():
     params, optimizer = make(momentum=0.0)
     walk(params, optimizer, 7)
-    average = optimizer.state[params[0]]["param_average"].clone()
+    average = optimizer.state[params[0]]["param_progress"].clone()
     # a group that was given momentum too would be laid out anew
     optimizer.param_groups[0].update(history_size=5, momentum=0.9)
     for use in (optimizer.step, optimizer.step, optimizer.state_dict):
@@ -199,4 +199,4 @@ def test_history_size_changed_since_is_refused_however_often_one_asks():
             use()
     optimizer.param_groups[0]["history_size"] = 3
     assert walk(params, optimizer, 1).isfinite().all()
-    assert not torch.equal(optimizer.state[params[0]]["param_average"], average)
+    assert not torch.equal(optimizer.state[params[0]]["param_progress"], average)

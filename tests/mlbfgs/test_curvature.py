@@ -29,8 +29,8 @@ def make(n, m=M, blocks=None, dtype=torch.float64, history_dtype=None):
 
 def push(history, s, y, block=0, tau=1.0):
     zero = torch.zeros(s.shape, dtype=history.dtype)
-    pair = tuple(torch.as_tensor(v).to(history.dtype) for v in (s, y))
-    history.push(block, pair, (zero, zero), tau)
+    pair = (torch.as_tensor(v).to(history.dtype) for v in (s, y))
+    history.push(block, *pair, zero, tau)
 
 
 def apply(history, g):

@@ -77,7 +77,7 @@ def test_rings_of_different_ages_meet_at_their_newest_pair():
     assert merged.state[new[0]]["pairs"] == 4
 
 
-@pytest.mark.parametrize("lost", ["param_average", "param_snapshot", "grad_snapshot"])
+@pytest.mark.parametrize("lost", ["param_progress", "param_snapshot", "grad_snapshot"])
 def test_averages_start_at_the_first_value_where_the_loaded_state_lacks_one(lost, caplog):
     settings = {"betas": 0.9, "update_interval": 4, "lr": 0.01}
     x, z = (torch.nn.Parameter(torch.full((3,), v)) for v in (1.0, 2.0))
@@ -100,8 +100,8 @@ def test_averages_start_at_the_first_value_where_the_loaded_state_lacks_one(lost
     assert [loaded.state[p]["seeded"] for p in (x, z)] == [0, 1]
     before = x.detach().clone()
     walk(loaded, 1)
-    for key in ("param_average", "param_snapshot"):
-        assert torch.equal(loaded.state[x][key], before)
+    assert torch.equal(loaded.state[x]["param_snapshot"], before)
+    assert not loaded.state[x]["param_progress"].any()
     walk(loaded, 2)
     assert loaded.state[x]["s_history"][0].norm() < 0.1 * before.norm()  # not θ itself
 

@@ -53,14 +53,20 @@ def test_plan_forecasts_the_bytes_of_the_real_state(resnet18):
         tensors = [
             t for s in optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)
         ]
-        assert forecast.state_bytes == sum(t.numel() * t.element_size() for t in tensors)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        assert forecast.state_bytes == sum(storages.values())
         assert forecast == optimizer.plan()
 
 
-def test_plan_counts_frozen_parameters_as_the_optimizer_does():
-    model = torch.nn.Sequential(torch.nn.Linear(30, 20), torch.nn.Linear(20, 10))
+@pytest.mark.parametrize("policy", [None, 2, ["0", "1|2"], lambda names, sizes: [0, 0, 1, 1, 2, 2]])
+def test_plan_leaves_frozen_parameters_out_as_the_optimizer_does(policy):
+    layers = torch.nn.Linear(30, 20), torch.nn.Linear(20, 10), torch.nn.Linear(10, 3)
+    model = torch.nn.Sequential(*layers)
     model[0].requires_grad_(False)
-    assert plan(model, 2) == MLBFGS(model.named_parameters(), blocks=2).plan()
+    made = MLBFGS(model.named_parameters(), blocks=policy).plan()
+    assert made == plan(model, policy)
+    assert made.names == ("1.weight", "1.bias", "2.weight", "2.bias")
+    assert made.block_sizes == ([243] if policy in (None, ["0", "1|2"]) else [210, 33])
 
 
 def test_plan_prints_blocks_sizes_and_memory(resnet18):

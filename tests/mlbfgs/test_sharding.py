@@ -98,8 +98,8 @@ def test_buckets_carry_every_number_once_from_the_rank_that_keeps_it(
     ]
     layout = layouts[0]
     n = sum(p.numel() for p in params)
-    kept = [one.numel for one in layouts]
-    assert kept == [len(r) for r in layout.ranges] and sum(kept) == n
+    kept = [sum(len(stretch) for stretch in one.stretches) for one in layouts]
+    assert sum(kept) == n and sum(len(r) for r in layout.ranges) == layout.length
     dtypes = [p.dtype for p in layout.params]
     number = {id(p): i for i, p in enumerate(params)}
     buckets = buckets_of(layout, dtypes, limit)
@@ -160,7 +160,7 @@ def test_a_state_shard_has_the_whole_shape_copies_and_moves_but_does_not_compute
         StateShard(torch.zeros(2, 6), (3, 4), (4, 1), [(0, 6), (6, 12)], 1).copy_(shard)
     assert "numbers 7 to 12 of 12, rank 1 of 2" in repr(shard) and elsewhere.lies_as(shard)
     with pytest.raises(NotImplementedError, match="one rank's part of a tensor"):
-        shard + 1
+        shard.sum()
 
 
 def test_the_plan_of_a_network_prints_who_keeps_what():
@@ -168,10 +168,14 @@ def test_the_plan_of_a_network_prints_who_keeps_what():
         model = torchvision.models.resnet18()
     n = sum(p.numel() for p in model.parameters())
     even = plan(model, distribution="sharded", world_size=8)
-    assert max(even.kept) == -(-n // 8) and even.history_bytes == 20 * 4 * max(even.kept)
+    assert -(-n // 8) <= max(even.kept) < -(-n // 8) + 16  # parts are cut at 64-byte borders
+    assert even.history_bytes == 20 * 4 * max(even.kept)
     owned = plan(model, "resblocks:2", distribution="blocks", world_size=8)
-    assert sorted(owned.kept) == sorted([*owned.block_sizes, 0, 0, 0, 0])
-    assert owned.owners[3] == 0 and owned.kept[0] == max(owned.block_sizes)
+    padded_sizes = [-(-size // 16) * 16 for size in owned.block_sizes]
+    assert sorted(owned.kept) == sorted([*padded_sizes, 0, 0, 0, 0])
+    assert owned.owners[3] == 0 and owned.kept[0] == max(padded_sizes)
+    assert owned.padding == sum(padded_sizes) - n > 0
+    assert f"{owned.padding} of padding in every vector" in str(owned)
     assert f"rank 0: {owned.kept[0]:,} numbers ({owned.kept[0] / n:.1%}), blocks 3" in str(owned)
     assert "rank 7: 0 numbers (0.0%), blocks none" in str(owned)
     assert "rank" not in str(plan(model))

@@ -207,7 +207,12 @@ def memory_is_as_documented(subject: Subject) -> None:
             if t.dim() > 0
         }
         held = sum(storages.values())
-        expect(held == 4 * expected, f"the storages hold {held} bytes, not {4 * expected}")
+        # less than 64 bytes of every block in every vector and row of the history
+        padding = 64 * len(run.params) * (expected // n)
+        expect(
+            4 * expected <= held < 4 * expected + padding,
+            f"the storages hold {held} bytes, not {4 * expected} and up to {padding} more",
+        )
 
 
 def _live_bytes() -> tuple[int, int]:
