@@ -382,7 +382,9 @@ def default_collectives(world_size: int) -> Collectives:
     """
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
     if ranks != world_size:
-        raise ValueError(f"the state is one rank's part of {world_size}, and here are {ranks} ranks")
+        raise ValueError(
+            f"the state is one rank's part of {world_size}, and here are {ranks} ranks"
+        )
     return Collectives(Spread("sharded", dist.get_rank(), world_size), copies=True)
 
 
@@ -391,7 +393,8 @@ def _refuse_flat_shards(params: Sequence[Tensor]) -> None:
     flattened = [p for p in params if getattr(p, "_fsdp_flattened", False)]
     # NO_SHARD leaves every rank everything: flat and of its full size, or in its own shape
     unsharded = [
-        p.dim() > 1 or getattr(p, "_sharded_size", None) == getattr(p, "_unpadded_unsharded_size", 0)
+        p.dim() > 1
+        or getattr(p, "_sharded_size", None) == getattr(p, "_unpadded_unsharded_size", 0)
         for p in flattened
     ]
     if any(unsharded) or not flattened or dist.get_world_size() == 1:

@@ -38,7 +38,6 @@ from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
 from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
-from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
 
 logger = logging.getLogger(__name__)
@@ -275,19 +274,14 @@ class FlatState:
         finite.
 
         Args:
-            values: for each parameter its state; parameters may be missing.
+            values: for each parameter its state (`mlbfgs.loading.checked_entry`); parameters may be
+                missing.
             bounds: thresholds (σ_L, σ_H) of the pairs, or None.
 
         Raises:
-            ValueError: a tensor does not have its parameter's shape, or is another rank's part; a
-                value makes no sense.
+            ValueError: a tensor does not have its parameter's shape, or is another rank's part.
         """
         layout, history = self.layout, self.history
-        values = {
-            p: checked_entry(values[p], list(self.views), name)
-            for p, name in zip(layout.params, layout.names, strict=True)
-            if p in values
-        }
         refuse_foreign_parts(values, layout, self.collectives)
         counters = [
             {key: values.get(p, {}).get(key, 0) for key in ("step", *BLOCK_COUNTERS)}

@@ -9,7 +9,7 @@ import torch
 
 from mlbfgs import MLBFGS, SLIMQN, Variant, plan
 from mlbfgs.damping import damp
-from mlbfgs.variant import PAPER, RELEASED_BLOCKWISE, RELEASED_FULL
+from mlbfgs.variant import GUARDED, PAPER, RELEASED_BLOCKWISE, RELEASED_FULL
 
 SETTINGS = {"update_interval": 3, "history_size": 3, "betas": 0.8, "weight_decay": 0.01}
 
@@ -35,7 +35,8 @@ def test_variants_by_name_mapping_and_value():
     params = list(network().named_parameters())
     settings = {**SETTINGS, "outside_blocks": ["2.bias"]}
     for make, released in ((MLBFGS, RELEASED_BLOCKWISE), (SLIMQN, RELEASED_FULL)):
-        assert switches_of(make(params)) == PAPER == Variant()
+        assert switches_of(make(params)) == GUARDED
+        assert switches_of(make(params, variant="paper")) == PAPER == Variant()
         assert switches_of(make(params, variant="released")) == released
         assert switches_of(make(params, variant=released, **settings)) == released
         assert switches_of(make(params, variant={"base": "released"})) == released
@@ -50,7 +51,10 @@ def test_variants_by_name_mapping_and_value():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"variant": "relased"}, "Invalid variant: 'relased' (one of paper, released); did you"),
+        (
+            {"variant": "relased"},
+            "Invalid variant: 'relased' (one of guarded, paper, released); did you",
+        ),
         ({"variant": {"base": "papers"}}, "Invalid variant.base: 'papers'"),
         ({"variant": {"samestep": True}}, "did you mean 'same_step'?"),
         ({"variant": {"averaging": "mean"}}, "Invalid variant.averaging: 'mean' (one of ema, sum)"),
@@ -107,6 +111,7 @@ def test_parameters_outside_the_blocks_step_along_their_gradient():
     optimizer = MLBFGS(
         model.named_parameters(),
         **{**SETTINGS, "momentum": 0.0, "lr": 0.1, "outside_blocks": ["^2"], "blocks": 1},
+        variant="paper",
     )
     assert optimizer.plan().outside == 1 and optimizer.plan().block_sizes == [25, 18]
     assert "none" in str(plan(model, 1, outside_blocks=["^2"]))
