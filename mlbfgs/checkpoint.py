@@ -142,7 +142,8 @@ def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Ten
     if is_dtensor(param):
         return _dtensor(view, param)
     if not collectives.copies or view.numel() == 0 == math.prod(layout.shapes[i]):
-        return view.as_subclass(StateView)
+        # a subclass already, such as the fake tensors of torch's own tracing, stays what it is
+        return view.as_subclass(StateView) if type(view) is Tensor else view
     from mlbfgs.distributed_state import StateShard
 
     stretches = [layout.stretch(i, shard) for shard in layout.ranges]

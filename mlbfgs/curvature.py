@@ -16,16 +16,20 @@ Legend: `M` history size, `B` number of blocks; `W: (2M, n)`; `gram, C: (B, 2M, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from mlbfgs.compact import compact_coefficients, ring_order
+from mlbfgs.layout import in_cache
 from mlbfgs.variant import PAPER, Variant
 
-#: Numbers of a flat vector per tile.
+#: Numbers of a flat vector per tile on a CPU.
 TILE_NUMEL = 1 << 18
+#: The same on an accelerator, where rows of W must be widened and the copy needs memory.
+WIDENED_NUMEL = 1 << 22
 #: The same where products are summed: few enough for the rounding error of a float32 sum to stay
 #: that of float32 itself, and for the Gram matrix's float64 copies to stay in cache.
 SUM_TILE_NUMEL = 1 << 16
@@ -76,6 +80,7 @@ class CurvatureHistory:
         self.variant = variant
         # No float64 on MPS; everywhere else sums of partial sums are kept in it.
         self.sum_dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._in_cache = in_cache(device)
         rows, count = 2 * history_size, len(self.blocks)
         self.W = torch.zeros(rows, numel, dtype=history_dtype, device=device)
         self.pairs = [0] * count
@@ -97,12 +102,30 @@ class CurvatureHistory:
             stop: last number plus one.
             g: (stop - start,) part of the vector.
         """
-        tiles = list(_tiles(start, stop, SUM_TILE_NUMEL))
-        rows = 2 * self.history_size
-        partial = g.new_empty(len(tiles), rows)
-        for row, (a, b) in zip(partial, tiles, strict=True):
-            torch.mv(self._tile(a, b), g[a - start : b - start], out=row)
-        sums[block, :rows].add_(partial.sum(0, dtype=sums.dtype))
+        rows, out = 2 * self.history_size, sums[block, : 2 * self.history_size]
+        if self._in_cache:
+            tiles = list(_tiles(start, stop, SUM_TILE_NUMEL))
+            partial = g.new_empty(len(tiles), rows)
+            for row, (a, b) in zip(partial, tiles, strict=True):
+                torch.mv(self._tile(a, b), g[a - start : b - start], out=row)
+            out.add_(partial.sum(0, dtype=sums.dtype))
+            return
+        for a, b in _tiles(start, stop, self._tile_numel()):
+            self._project_batched(out, self._tile(a, b), g[a - start : b - start])
+
+    def _project_batched(self, out: Tensor, w: Tensor, v: Tensor) -> None:
+        """out (2M,) += w v, as one batched product over tiles of columns, and one of the rest.
+
+        A matrix-vector product with 2M long rows would leave most of an accelerator idle; a batch
+        of short ones fills it, and its float32 sums are as short as on a CPU.
+        """
+        whole = w.shape[1] // SUM_TILE_NUMEL * SUM_TILE_NUMEL
+        if whole:
+            tiles = w[:, :whole].unflatten(1, (-1, SUM_TILE_NUMEL)).transpose(0, 1)
+            partial = torch.bmm(tiles, v[:whole].view(-1, SUM_TILE_NUMEL, 1))
+            out.add_(partial.sum((0, 2), dtype=out.dtype))
+        if whole < w.shape[1]:
+            out.add_(torch.mv(w[:, whole:], v[whole:]))
 
     def coefficients(self, p: Tensor) -> Tensor:
         """c = C p for every block: the weights of the rows of W in H g - γ g.
@@ -129,7 +152,7 @@ class CurvatureHistory:
             g: (stop - start,) part of the vector.
         """
         weight, row = a[block], None if c is None else c[block]
-        for first, last in _tiles(start, stop):
+        for first, last in _tiles(start, stop, self._tile_numel()):
             part = g[first - start : last - start]
             part.mul_(weight)
             if row is not None:
@@ -280,7 +303,13 @@ class CurvatureHistory:
     def tiles(self, block: int) -> Iterator[tuple[int, int]]:
         """The borders of one block's tiles in the flat vector."""
         b = self.blocks[block]
-        return _tiles(b.start, b.stop)
+        return _tiles(b.start, b.stop, self._tile_numel())
+
+    def _tile_numel(self) -> int:
+        """Numbers of a tile: what a CPU's cache holds, elsewhere all but where W is widened."""
+        if self._in_cache:
+            return TILE_NUMEL
+        return sys.maxsize if self.W.dtype == self.dtype else WIDENED_NUMEL
 
     def _tile(self, a: int, b: int) -> Tensor:
         """Columns a to b of W in the dtype of the arithmetic, a view where that is W's own."""
@@ -289,6 +318,11 @@ class CurvatureHistory:
     def _add_columns(self, columns: Tensor, block: int, slot: int) -> None:
         """columns (2, 2M) += the products of the slot's two rows with all rows, of this rank."""
         span = self.blocks[block]
+        if not self._in_cache:
+            for a, b in _tiles(span.start, span.stop, WIDENED_NUMEL):
+                w = self.W[:, a:b].to(self.sum_dtype)
+                columns.add_(w[slot :: self.history_size] @ w.t())
+            return
         for a, b in _tiles(span.start, span.stop, SUM_TILE_NUMEL):
             w = self.W[:, a:b].to(self.sum_dtype)
             for column, row in zip(columns, (slot, self.history_size + slot), strict=True):
@@ -309,7 +343,6 @@ class CurvatureHistory:
         self.gamma[block].copy_(gamma)
 
 
-def _tiles(start: int, stop: int, size: int | None = None) -> Iterator[tuple[int, int]]:
-    size = size or TILE_NUMEL
+def _tiles(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
     for a in range(start, stop, size):
         yield a, min(a + size, stop)

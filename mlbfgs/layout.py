@@ -4,8 +4,9 @@ The order of the flat vector is by block (by owner and block where ranks own blo
 parameter group, then as the user gave the parameters; within a parameter it is the order of its
 memory. A rank keeps one range of it, its *shard*; where nothing is distributed, that is all. A
 *stretch* is what the shard holds of one parameter, a *piece* a stretch small enough to be worked on
-at once, a *segment* a run of neighbouring pieces of one block and one group, small enough to stay
-in a processor's cache between the operations of a step.
+at once, a *segment* a run of neighbouring pieces of one block and one group. On a CPU pieces and
+segments are small enough to stay in its cache between the operations of a step. On an accelerator,
+where every operation is a kernel launch, a segment is all of one block and one group.
 
 Every block begins at a 64-byte border of the flat vector, and so does every row of a row set: a few
 numbers of padding, which stay zero, end a block and a row. Kernels for dot products add in an order
@@ -29,8 +30,11 @@ from torch import Tensor
 from mlbfgs.partition import alignment, state_dtype
 from mlbfgs.sharding import even_ranges, overlap, owners_of_blocks, padded, ranges_of_owners
 
-#: A segment is closed once it holds this many numbers (1 MiB of float32), and no piece is longer.
+#: On a CPU a segment is closed once it holds this many numbers (1 MiB of float32), and no piece is
+#: longer.
 SEGMENT_NUMEL = 1 << 18
+#: Devices on which neighbouring operations find their numbers in cache, or have none.
+IN_CACHE = ("cpu", "meta")
 
 _MaybeTensor = TypeVar("_MaybeTensor", Tensor, "Tensor | None")
 
@@ -105,6 +109,7 @@ class Layout:
         pieces: stretches of parameters, in flat order.
         segments: the units of work of a step, in flat order, positions counted in the shard.
         blocks: the slice of the shard that lies in each Hessian block.
+        segment_numel: numbers after which a segment is closed.
         dtype: of the averages and of all arithmetic: float64 if any parameter is, else float32.
         device: the one device of all parameters.
     """
@@ -147,6 +152,7 @@ class Layout:
         tensors = self.tensors()
         self.shapes = [t.shape for t in tensors]
         self.device = tensors[0].device if tensors else torch.device("cpu")
+        self.segment_numel = SEGMENT_NUMEL if in_cache(self.device) else sys.maxsize
         self.offsets, self.length = self._offsets()
         self._dense = [torch.ops.aten.is_non_overlapping_and_dense(t) for t in tensors]
         self._orders = [memory_order(t) for t in tensors]
@@ -205,7 +211,7 @@ class Layout:
     def _cut_pieces(self) -> list[Piece]:
         pieces: list[Piece] = []
         for i, kept in enumerate(self.stretches):
-            pieces += [Piece(i, a, b) for a, b in self.tiles(i, kept, SEGMENT_NUMEL)]
+            pieces += [Piece(i, a, b) for a, b in self.tiles(i, kept, self.segment_numel)]
         return pieces
 
     def tiles(self, i: int, kept: range, size: int) -> list[tuple[int, int]]:
@@ -225,7 +231,7 @@ class Layout:
                 self.block_of[self.pieces[last].param],
                 self.group_of[self.pieces[last].param],
             )
-            if size >= SEGMENT_NUMEL or border:
+            if size >= self.segment_numel or border:
                 stop = self.offsets[piece.param] + piece.stop - self.shard.start
                 segments.append(Segment(*home, first, last, stop - size, stop))
                 first, size = last, 0
@@ -349,6 +355,11 @@ class Layout:
     def views(self, flat: Tensor) -> list[Tensor]:
         """`view` of every parameter."""
         return [self.view(flat, i) for i in range(len(self.params))]
+
+
+def in_cache(device: torch.device) -> bool:
+    """Whether a device works through the flat vector in short segments and tiles."""
+    return device.type in IN_CACHE
 
 
 def is_dtensor(t: object) -> bool:

@@ -241,7 +241,9 @@ class _Step:
         history, sums = self.flat.history, self.sums[0]
         assert self.direction is not None
         applied = products(history, self.direction, sums)
-        full = products(history, hessian_direction(history, sums[:, :-1]), sums)
+        full = applied
+        if self.scaled or self.shared.direction != "hessian":
+            full = products(history, hessian_direction(history, sums[:, :-1]), sums)
         return torch.stack([sums[:, -1], *applied, *full])
 
     def close_interval(self) -> None:
