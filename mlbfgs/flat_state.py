@@ -342,6 +342,21 @@ class FlatState:
                 *(len(given), ", ".join(lacking)),
             )
 
+    def hold_what_is_not_finite(self) -> None:
+        """Let numbers that are not finite, as the -inf of a mask, have no progress.
+
+        They cannot move, but θ minus the snapshot is NaN there, and no pair would be accepted.
+        Where such a number has become finite since, its average starts there.
+        """
+        layout = self.layout
+        for i, (t, kept) in enumerate(zip(layout.tensors(), layout.stretches, strict=True)):
+            if kept:
+                theta = layout.part(t, i, kept.start, kept.stop).reshape(-1)
+                snapshot = layout.stretch_view(self.flat["param_snapshot"], i)
+                held = ~(theta.isfinite() & snapshot.isfinite())
+                layout.stretch_view(self.flat["param_progress"], i).masked_fill_(held, 0.0)
+                snapshot.copy_(torch.where(held, theta.to(snapshot.dtype), snapshot))
+
     def _restart_where_not_finite(self) -> None:
         """Let averages and momentum of a parameter start anew where they are not finite.
 

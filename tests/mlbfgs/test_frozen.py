@@ -192,3 +192,27 @@ def test_a_frozen_parameter_of_any_kind_is_left_alone_as_in_sgd(kind, late):
         frozen.requires_grad_(True)
         with pytest.raises(ValueError, match=r"real floating-point|one device"):
             again.step()
+
+
+@pytest.mark.parametrize("variant", ["paper", "guarded", "released"])
+def test_an_infinite_number_that_never_moves_leaves_the_others_their_curvature(variant):
+    """As the -inf of a mask among the parameters, whose gradient is 0."""
+
+    def train(values, **settings):
+        p, q = (torch.nn.Parameter(torch.tensor(v)) for v in (values, [1.0, -2.0, 0.5]))
+        optimizer = MLBFGS([p, q], **SETTINGS, variant=variant, **settings)
+        for step in range(30):
+            for x, slope in ((p, 0.5), (q, 0.8)):
+                x.grad = torch.nan_to_num(slope * x.detach(), posinf=0.0, neginf=0.0)
+            if step == 20:  # from then on it is an ordinary number
+                with torch.no_grad():
+                    p[1].clamp_(-1e-3, 1e-3)
+                middle = [x.detach().clone() for x in (p, q)]
+            optimizer.step()
+        return middle, q.detach(), optimizer.state[q]["pairs"], optimizer.state[q]["skipped"]
+
+    masked, q, pairs, skipped = train([1.0, -float("inf"), 2.0])
+    plain, _, expected, _ = train([1.0, 0.0, 2.0])
+    assert masked[0][1] == -1e-3 and torch.equal(masked[0][[0, 2]], plain[0][[0, 2]])
+    assert torch.equal(masked[1], plain[1])
+    assert pairs == expected > 3 and skipped == 0 and q.isfinite().all()
