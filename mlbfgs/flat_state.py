@@ -38,7 +38,6 @@ from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
 from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
-from mlbfgs.loading import checked_entry
 from mlbfgs.variant import PAPER, Variant
 from mlbfgs.warning import Warnings
 
@@ -283,19 +282,14 @@ class FlatState:
         finite.
 
         Args:
-            values: for each parameter its state; parameters may be missing.
+            values: for each parameter its state (`mlbfgs.loading.checked_entry`); parameters may be
+                missing.
             bounds: thresholds (σ_L, σ_H) of the pairs, or None.
 
         Raises:
-            ValueError: a tensor does not have its parameter's shape, or is another rank's part; a
-                value makes no sense.
+            ValueError: a tensor does not have its parameter's shape, or is another rank's part.
         """
         layout, history = self.layout, self.history
-        values = {
-            p: checked_entry(values[p], list(self.views), name)
-            for p, name in zip(layout.params, layout.names, strict=True)
-            if p in values
-        }
         refuse_foreign_parts(values, layout, self.collectives)
         counters = [
             {key: values.get(p, {}).get(key, 0) for key in ("step", *BLOCK_COUNTERS)}
@@ -355,6 +349,21 @@ class FlatState:
                 "the loaded state of %d parameters lacks %s: starts anew there",
                 *(len(given), ", ".join(lacking)),
             )
+
+    def hold_what_is_not_finite(self) -> None:
+        """Let numbers that are not finite, as the -inf of a mask, have no progress.
+
+        They cannot move, but θ minus the snapshot is NaN there, and no pair would be accepted.
+        Where such a number has become finite since, its average starts there.
+        """
+        layout = self.layout
+        for i, (t, kept) in enumerate(zip(layout.tensors(), layout.stretches, strict=True)):
+            if kept:
+                theta = layout.part(t, i, kept.start, kept.stop).reshape(-1)
+                snapshot = layout.stretch_view(self.flat["param_snapshot"], i)
+                held = ~(theta.isfinite() & snapshot.isfinite())
+                layout.stretch_view(self.flat["param_progress"], i).masked_fill_(held, 0.0)
+                snapshot.copy_(torch.where(held, theta.to(snapshot.dtype), snapshot))
 
     def _restart_where_not_finite(self) -> None:
         """Let averages and momentum of a parameter start anew where they are not finite.

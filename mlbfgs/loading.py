@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mlbfgs.groups import Groups
+from mlbfgs.growth import AVERAGE
 from mlbfgs.values import plain_number
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,10 @@ OWN_ENTRIES = ("s_history", "y_history", "param_snapshot", "grad_average")
 SGD_SETTINGS = ("lr", "momentum", "weight_decay", "maximize", "initial_lr")
 #: The words of wrappers, anywhere in a name; "module" at its beginning only.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+TENSORS = (
+    *("param_average", "param_progress", "param_snapshot", "grad_average", "grad_snapshot"),
+    *("momentum_buffer", "s_history", "y_history"),
+)
 #: The least value of each counter, and the largest of all: what a float holds exactly.
 MOST = 2**53
 COUNTERS = {"step": 0, "seeded": 0, "pairs": 0, "skipped": 0, "damped": 0, "block": -1}
@@ -192,17 +197,17 @@ def entries_of(loaded: StateDict, groups: Groups) -> dict[Tensor, Mapping[str, A
     return {p: state.get(i, {}) for i, p in zip(ids, params, strict=True)}
 
 
-def checked_entry(entry: Any, vectors: Sequence[str], name: str) -> dict[str, Any]:
+def checked_entry(entry: Any, param: Tensor, name: str) -> dict[str, Any]:
     """One parameter's entry with plain counters, and without what is None.
 
     Args:
         entry: as it was given.
-        vectors: the names of the tensors that count.
-        name: the parameter's, for messages.
+        param: the parameter.
+        name: its name, for messages.
 
     Raises:
         ValueError: a counter is no whole number or too small, or a tensor is of no real
-            floating-point dtype, sparse or no tensor at all.
+            floating-point dtype, sparse, without numbers, or no tensor at all.
     """
     if not isinstance(entry, Mapping):
         raise ValueError(f"loaded state of {name} is a {type(entry).__name__}, expected a dict")
@@ -212,7 +217,10 @@ def checked_entry(entry: Any, vectors: Sequence[str], name: str) -> dict[str, An
             if key == "seeded" and isinstance(found[key], bool):
                 found[key] = int(found[key])
             found[key] = _counter(found[key], least, f"loaded state {key!r} of {name}")
-    for key in vectors:
+    average = found.get(AVERAGE, 0.0)
+    if not (isinstance(average, Tensor) and average.numel() == 1) and plain_number(average) is None:
+        raise ValueError(f"loaded state {AVERAGE!r} of {name} is {average!r}, expected a number")
+    for key in TENSORS:
         value = found.get(key)
         if value is None:
             continue
@@ -225,6 +233,8 @@ def checked_entry(entry: Any, vectors: Sequence[str], name: str) -> dict[str, An
                 f"loaded state {key!r} of {name} has {value.dtype} and {value.layout}, expected "
                 "a dense tensor of real floating-point numbers"
             )
+        if value.is_meta and not param.is_meta:
+            raise ValueError(f"loaded state {key!r} of {name} is on meta: it has no numbers")
     return found
 
 

@@ -28,7 +28,7 @@ from mlbfgs.groups import (
     parameters_of,
 )
 from mlbfgs.layout import Layout, is_dtensor
-from mlbfgs.loading import by_name, entries_of, of_this_kind
+from mlbfgs.loading import by_name, checked_entry, entries_of, of_this_kind
 from mlbfgs.partition import BlockPlan, BlockPolicy, assign_active
 from mlbfgs.product import hessian_product
 from mlbfgs.settings import KEYS, SHARED, Settings, normalize_group, refuse_in_group
@@ -421,7 +421,8 @@ class MLBFGS(Optimizer):
         super().__setstate__(state)
         self._settings = Settings(self._released)
         for group in self.param_groups:
-            own = {**self.defaults, "betas": self._betas}
+            # a state of before there were switches is one of the printed algorithm
+            own = {**self.defaults, "betas": self._betas, "variant": "paper"}
             for key in KEYS:
                 group.setdefault(key, own[key])
             normalize_group(group, self._released)
@@ -445,6 +446,12 @@ class MLBFGS(Optimizer):
         """
         everything, all_names = parameters_of(self.param_groups), names_of(self.param_groups)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
+        names = all_names or [f"parameter {i}" for i in range(len(everything))]
+        values = {
+            p: checked_entry(values[p], p, name)
+            for p, name in zip(everything, names, strict=True)
+            if p in values
+        }
         active = [is_active(p) or holds_state(values.get(p, {})) for p in everything]
         blocks, outside = assign_active(
             self._blocks,
@@ -454,7 +461,6 @@ class MLBFGS(Optimizer):
             [group_of[p] for p in everything],
             active,
         )
-        names = all_names or [f"parameter {i}" for i in range(len(everything))]
         params = [p for p, here in zip(everything, active, strict=True) if here]
         check_parameters(params)
         groups = [group_of[p] for p in params]

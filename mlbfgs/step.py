@@ -306,16 +306,13 @@ def _update_pairs(
     """
     history = flat.history
     moved = flat.flat["param_progress"], flat.flat["grad_average"], flat.flat["grad_snapshot"]
-    dots = flat.of_step.new_zeros(3, len(flat.layout.blocks))
-    for block in range(flat.inside):
-        for _, _, s, y in history.candidate(block, *moved):
-            tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
-            dots[:, block].add_(tile)
     first = 1 in history.pairs  # the interval that ends used a first pair
     parts = [flat.of_start] if first else []
     known = torch.cat([*parts, flat.of_step[:0] if of_step is None else of_step])
-    owners = flat.layout.owners
-    numbers = flat.read(flat.collectives.sum_products(dots, known, owners).T)
+    numbers = _pair_products(flat, moved, known)
+    if not all(math.isfinite(number) for row in numbers for number in row[:3]):
+        flat.hold_what_is_not_finite()  # rare: the host waits once more
+        numbers = _pair_products(flat, moved, known)
 
     records, written, shortened = [], [], []
     for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
@@ -348,3 +345,15 @@ def _update_pairs(
     if written:
         flat.origin = list(flat.layout.block_of)
     return records
+
+
+def _pair_products(
+    flat: FlatState, moved: tuple[Tensor, Tensor, Tensor], known: Tensor
+) -> list[list[float]]:
+    """For each block sᵀs, sᵀy and yᵀy of the pair to come, then what is known of the step."""
+    dots = flat.of_step.new_zeros(3, len(flat.layout.blocks))
+    for block in range(flat.inside):
+        for _, _, s, y in flat.history.candidate(block, *moved):
+            tile = torch.stack([torch.dot(s, s), torch.dot(s, y), torch.dot(y, y)])
+            dots[:, block].add_(tile)
+    return flat.read(flat.collectives.sum_products(dots, known, flat.layout.owners).T)

@@ -26,6 +26,10 @@ def shampoo(
 ) -> Optimizer:
     """Shampoo (Gupta et al. 2018): a preconditioner for each dimension of each parameter.
 
+    The package's inverse roots are zero until it first computes them, which is in the step whose
+    number its interval divides: no weight would move before. Here it counts its steps so that this
+    is the first step, and then every `preconditioning_compute_steps`.
+
     Args:
         params: parameters or parameter groups.
         lr: learning rate.
@@ -45,6 +49,9 @@ def shampoo(
         matrix_eps=matrix_eps,
         preconditioning_compute_steps=preconditioning_compute_steps,
     )
+    built.defaults["step"] = preconditioning_compute_steps - 1  # of groups that are added later
+    for group in built.param_groups:
+        group["step"] = preconditioning_compute_steps - 1
     return built
 
 

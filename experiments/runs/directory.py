@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from experiments.errors import UserError
 from experiments.runs.atomic import remove_leftovers, write_atomically
-from experiments.runs.spec import NUMERICS_VERSION, RunSpec
+from experiments.runs.spec import NUMERICS_MEANING, NUMERICS_ROUNDING, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -128,7 +128,8 @@ class RunDirectory:
         path = self.path / META_FILE
         if resumed_at > 0 and path.exists():
             meta = _read_json(path)
-            meta.setdefault("resumes", []).append({"step": resumed_at, **origin})
+            resumed = {"step": resumed_at, "numerics_rounding": NUMERICS_ROUNDING, **origin}
+            meta.setdefault("resumes", []).append(resumed)
         else:
             spec = self.spec
             meta = {
@@ -138,7 +139,8 @@ class RunDirectory:
                 "optimizer": spec.optimizer,
                 "seed": spec.seed,
                 "scale": spec.scale,
-                "numerics_version": NUMERICS_VERSION,
+                "numerics_version": NUMERICS_MEANING,
+                "numerics_rounding": NUMERICS_ROUNDING,
                 "parameters": parameters,
                 **origin,
             }

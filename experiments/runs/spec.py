@@ -2,7 +2,7 @@
 
 The key is the first ten hex digits of the SHA-256 over the *deciding values*: every leaf of the
 resolved config except the cosmetic ones and those that say what runs did before the key came
-(`experiments.runs.deciding`), together with `NUMERICS_VERSION`. It does not depend on the order of
+(`experiments.runs.deciding`), together with `NUMERICS_MEANING`. It does not depend on the order of
 keys, on how a float is spelled, on the host or on the time, so one config has one key, and one
 directory, wherever it is run.
 """
@@ -27,8 +27,13 @@ from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
 from experiments.runs.deciding import LATER_KEYS, is_cosmetic
 
-# Raised by hand whenever a change of the code changes the numbers of an unchanged config.
-NUMERICS_VERSION = 1
+# Both raised by hand where a change of the code changes the numbers of an unchanged config.
+# The meaning: the run is another experiment now, by more than rounding, and gets another key.
+NUMERICS_MEANING = 1
+# The rounding: the same formulas, sums in another order or stored otherwise. Runs differ by it as
+# they do between processors, so it is recorded and parts none of them. 2: the flat vector is
+# padded, and the parameters' average is kept as its progress since the snapshot.
+NUMERICS_ROUNDING = 2
 
 Scalar = str | int | float | bool | None
 _PATH_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -220,7 +225,7 @@ class RunSpec:
     @cached_property
     def key(self) -> str:
         """Ten hex digits that stand for what decides the numbers."""
-        decisive = {"numerics_version": NUMERICS_VERSION, "values": self.deciding_values}
+        decisive = {"numerics_version": NUMERICS_MEANING, "values": self.deciding_values}
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -9,8 +9,9 @@ From the command line, on classes given by name::
 
 `--optimizer` names a class, or any callable that takes parameters and keyword arguments and returns
 an optimizer, and may be repeated. `--optimizer-kwargs` is a JSON object; given once it is for all,
-otherwise once for each optimizer, in the same order. At the end a table `check x optimizer` is
-printed. `-m 'not slow'` leaves out what compiles, `-k` selects as always.
+otherwise once for each optimizer, in the same order. An optimizer that cannot be constructed fails
+the check `construction`. At the end a table `check x optimizer` is printed. `-m 'not slow'` leaves
+out what compiles, `-k` selects as always.
 
 From a project's own tests, without the plugin::
 
@@ -34,7 +35,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlbfgs.testing.outcome import CheckFailedError, Outcome, Status
-from mlbfgs.testing.registry import BoundCheck, Check
+from mlbfgs.testing.registry import CONSTRUCTION, BoundCheck, Check
 from mlbfgs.testing.report import Report
 from mlbfgs.testing.subject import Factory, Subject, subject_of
 
@@ -69,9 +70,12 @@ def conformance_checks(
         Objects to call, or to `run()`; `str()` gives a test id.
 
     Raises:
-        ValueError: no such optimizer, or it cannot be constructed with these settings.
+        ValueError: no such optimizer, or it cannot be constructed with these settings (a
+            `Subject` that is `broken` has one check, which fails with the reason).
     """
     from mlbfgs.testing.checks import all_checks
 
     subject = optimizer if isinstance(optimizer, Subject) else subject_of(optimizer, kwargs)
+    if subject.broken:
+        return [BoundCheck(CONSTRUCTION, subject)]
     return [BoundCheck(check, subject) for check in all_checks() if slow or not check.slow]

@@ -38,6 +38,10 @@ class UnsupportedError(Exception):
     """The optimizer refuses what the check asks, in words that name it."""
 
 
+class ConstructionError(ValueError):
+    """The optimizer cannot be imported, or not be constructed with its settings."""
+
+
 class NotRunError(Exception):
     """Something that the check needs is missing on this machine."""
 

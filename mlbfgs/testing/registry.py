@@ -105,6 +105,16 @@ def _with_value(function: Callable[[Subject, Any], None], value: Any) -> CheckFu
     return bound
 
 
+def _constructed(subject: Subject) -> None:
+    raise CheckFailedError(subject.broken)
+
+
+#: The one check of an optimizer that cannot be constructed.
+CONSTRUCTION = Check(
+    "construction", "Can be constructed with its settings", "Interface", _constructed
+)
+
+
 @dataclass(frozen=True)
 class BoundCheck:
     """A check and the optimizer that it is for."""
@@ -128,7 +138,7 @@ class BoundCheck:
             return Outcome("unsupported", str(error))
         except NotRunError as error:
             return Outcome("not run", str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Outcome("fail", one_line(error), traceback.format_exc())
         finally:
             torch.set_default_dtype(dtype)

@@ -41,6 +41,21 @@ class Report:
         self.checks[check.name] = check
         self.outcomes[check.name, optimizer] = outcome
 
+    def sort(self, optimizers: Iterable[str]) -> None:
+        """Bring columns and rows into their own order, whatever order the outcomes came in.
+
+        Args:
+            optimizers: the columns' order.
+        """
+        from mlbfgs.testing.checks import all_checks
+
+        rank = {name: i for i, name in enumerate(optimizers)}
+        row = {check.name: i for i, check in enumerate(all_checks())}
+        columns = sorted(self.optimizers, key=lambda name: rank.get(name, len(rank)))
+        self.optimizers = {name: self.optimizers[name] for name in columns}
+        rows = sorted(self.checks, key=lambda name: row.get(name, -1))
+        self.checks = {name: self.checks[name] for name in rows}
+
     def counts(self, optimizer: str) -> dict[Status, int]:
         """How many checks of one optimizer ended in each status."""
         found = [o.status for (_, name), o in self.outcomes.items() if name == optimizer]

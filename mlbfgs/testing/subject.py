@@ -8,13 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from mlbfgs.testing.outcome import UnsupportedError, unless_refused
+from mlbfgs.testing.outcome import ConstructionError, UnsupportedError, one_line, unless_refused
 
 Factory = Callable[..., Optimizer]
 
@@ -44,12 +45,14 @@ class Subject:
         factory: called with parameters and keyword arguments, returns the optimizer.
         kwargs: keyword arguments that every check passes on.
         defaults: `defaults` of an optimizer made with them.
+        broken: why there is no such optimizer; "" where there is.
     """
 
     name: str
     factory: Factory
     kwargs: Mapping[str, Any]
     defaults: Mapping[str, Any] = field(repr=False)
+    broken: str = ""
 
     def make(self, params: Any, **overrides: Any) -> Optimizer:
         """An optimizer over `params`; overrides go before the subject's own settings."""
@@ -118,34 +121,80 @@ def subject_of(
         The subject.
 
     Raises:
-        ValueError: there is nothing of that name, or it does not make an optimizer.
+        ValueError: there is nothing of that name.
+        ConstructionError: it cannot be imported, or does not make an optimizer.
     """
-    made = _by_name(factory) if isinstance(factory, str) else factory
+    made = by_name(factory) if isinstance(factory, str) else factory
     settings = dict(kwargs or {})
-    probe = _probe(made, settings)
-    small = {k: v for k, v in SMALL_SETTINGS.items() if k in probe.defaults and k not in settings}
+    defaults = _defaults(made, settings)
+    small = {k: v for k, v in SMALL_SETTINGS.items() if k in defaults and k not in settings}
     if small:
         settings |= small
-        probe = _probe(made, settings)
-    own_name = getattr(made, "__name__", type(made).__name__)
-    return Subject(name or own_name, made, settings, dict(probe.defaults))
+        defaults = _defaults(made, settings)
+    return Subject(name or name_of(factory), made, settings, defaults)
 
 
-def _by_name(full_name: str) -> Factory:
-    module, _, attribute = full_name.rpartition(".")
-    if not module:
+def name_of(factory: Factory | str) -> str:
+    """What reports call an optimizer: the last word of its name, or what a partial wraps."""
+    if isinstance(factory, str):
+        return factory.rpartition(".")[2]
+    if isinstance(factory, partial):
+        return f"partial({name_of(factory.func)})"
+    return str(getattr(factory, "__name__", type(factory).__name__))
+
+
+def by_name(full_name: str) -> Factory:
+    """What stands under a full name, such as `torch.optim.SGD` or `package.module.Outer.Inner`.
+
+    Raises:
+        ValueError: there is nothing of that name, or nothing that can be called.
+        ConstructionError: its module cannot be imported.
+    """
+    words = full_name.split(".")
+    if len(words) < 2 or not all(word.isidentifier() for word in words):
         raise ValueError(f"{full_name!r}: expected the full name of a class, as torch.optim.SGD")
-    try:
-        return cast(Factory, getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"no optimizer class {full_name!r}: {error}") from error
+    found, rest = _module_of(words, full_name)
+    for word in rest:
+        try:
+            found = getattr(found, word)
+        except AttributeError as error:
+            raise ValueError(f"no optimizer class {full_name!r}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{full_name!r} is a {type(found).__name__}, not a class or a function")
+    return cast(Factory, found)
 
 
-def _probe(factory: Factory, settings: Mapping[str, Any]) -> Optimizer:
+def _module_of(words: list[str], full_name: str) -> tuple[Any, list[str]]:
+    """The innermost module of a full name, and the words behind it."""
+    missing: ImportError | None = None
+    for k in range(len(words) - 1, 0, -1):
+        module = ".".join(words[:k])
+        try:
+            return importlib.import_module(module), words[k:]
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise ConstructionError(f"importing {module} fails: {one_line(error)}") from error
+            missing = missing or error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise ConstructionError(f"importing {module} fails: {one_line(error)}") from error
+    raise ValueError(f"no optimizer class {full_name!r}: {missing}") from missing
+
+
+def _defaults(factory: Factory, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`defaults` of an optimizer made with these settings."""
     try:
         probe = factory([Parameter(torch.zeros(2))], **settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"cannot construct {factory!r} with {dict(settings)}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a constructor may even call sys.exit
+        raise ConstructionError(
+            f"cannot construct {factory!r} with {dict(settings)}: {one_line(error)}"
+        ) from error
     if not isinstance(probe, Optimizer):
-        raise ValueError(f"{factory!r} makes a {type(probe).__name__}, not a torch optimizer")
-    return probe
+        raise ConstructionError(f"{factory!r} makes a {type(probe).__name__}, no torch optimizer")
+    defaults = getattr(probe, "defaults", None)
+    if not isinstance(defaults, Mapping):
+        raise ConstructionError(f"{factory!r} makes an optimizer without `defaults`")
+    return dict(defaults)

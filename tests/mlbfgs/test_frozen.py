@@ -147,3 +147,72 @@ def test_a_rank_without_parameters_waits_for_nobody():
     for rank in run_ranks(empty_everywhere, 2):
         for weight in rank:
             torch.testing.assert_close(weight, torch.full((4, 8), 0.9))
+
+
+FROZEN = {
+    "integer": lambda: torch.arange(6),
+    "boolean": lambda: torch.tensor([True, False]),
+    "complex": lambda: torch.ones(3, dtype=torch.complex64),
+    "on another device": lambda: torch.ones(4, device="meta"),
+    "of 8 bits": lambda: torch.ones(4).to(torch.float8_e4m3fn),
+    "empty": lambda: torch.zeros(0, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+@pytest.mark.parametrize("late", [False, True], ids=["from the start", "added later"])
+def test_a_frozen_parameter_of_any_kind_is_left_alone_as_in_sgd(kind, late):
+    def train(make, frozen):
+        p = torch.nn.Parameter(torch.linspace(-1, 2, 5))
+        named = [("table", frozen), ("weight", p)]
+        optimizer = make(named[1:] if late else named)
+        for step in range(12):
+            if late and step == 7:
+                optimizer.add_param_group({"params": named[:1]})
+            p.grad = 0.5 * p.detach()
+            optimizer.step()
+        return p.detach(), optimizer
+
+    frozen = torch.nn.Parameter(FROZEN[kind](), requires_grad=False)
+    before = None if frozen.is_meta else frozen.detach().clone()
+    moved, optimizer = train(lambda params: MLBFGS(params, **SETTINGS), frozen)
+    alone = torch.nn.Parameter(torch.linspace(-1, 2, 5))
+    twin = MLBFGS([alone], **SETTINGS)
+    for _ in range(12):
+        alone.grad = 0.5 * alone.detach()
+        twin.step()
+    assert torch.equal(moved, alone.detach()) and len(optimizer.state) == 1
+    assert before is None or torch.equal(frozen, before)
+    sgd = train(lambda params: torch.optim.SGD(params, lr=0.1), frozen)[1]
+    assert len(sgd.state_dict()["param_groups"]) == len(optimizer.state_dict()["param_groups"])
+    # what it has been given a gradient for cannot be one of ours, and is named
+    again = MLBFGS([("table", frozen), ("weight", torch.nn.Parameter(torch.ones(5)))], **SETTINGS)
+    again.load_state_dict(again.state_dict())
+    if kind in ("complex", "on another device"):
+        frozen.requires_grad_(True)
+        with pytest.raises(ValueError, match=r"real floating-point|one device"):
+            again.step()
+
+
+@pytest.mark.parametrize("variant", ["paper", "guarded", "released"])
+def test_an_infinite_number_that_never_moves_leaves_the_others_their_curvature(variant):
+    """As the -inf of a mask among the parameters, whose gradient is 0."""
+
+    def train(values, **settings):
+        p, q = (torch.nn.Parameter(torch.tensor(v)) for v in (values, [1.0, -2.0, 0.5]))
+        optimizer = MLBFGS([p, q], **SETTINGS, variant=variant, **settings)
+        for step in range(30):
+            for x, slope in ((p, 0.5), (q, 0.8)):
+                x.grad = torch.nan_to_num(slope * x.detach(), posinf=0.0, neginf=0.0)
+            if step == 20:  # from then on it is an ordinary number
+                with torch.no_grad():
+                    p[1].clamp_(-1e-3, 1e-3)
+                middle = [x.detach().clone() for x in (p, q)]
+            optimizer.step()
+        return middle, q.detach(), optimizer.state[q]["pairs"], optimizer.state[q]["skipped"]
+
+    masked, q, pairs, skipped = train([1.0, -float("inf"), 2.0])
+    plain, _, expected, _ = train([1.0, 0.0, 2.0])
+    assert masked[0][1] == -1e-3 and torch.equal(masked[0][[0, 2]], plain[0][[0, 2]])
+    assert torch.equal(masked[1], plain[1])
+    assert pairs == expected > 3 and skipped == 0 and q.isfinite().all()

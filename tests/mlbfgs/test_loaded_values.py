@@ -240,7 +240,7 @@ def test_slots_without_a_pair_do_not_count():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("key", ["param_average", "grad_snapshot", "momentum_buffer"])
+@pytest.mark.parametrize("key", ["param_progress", "grad_snapshot", "momentum_buffer"])
 def test_averages_that_are_not_finite_start_anew(key, value, warned):
     state = saved_state()
     state["state"][1][key][2] = value
@@ -259,7 +259,8 @@ def test_averages_that_are_not_finite_start_anew(key, value, warned):
         again = loaded(state)
         walk(again, 1)
         p = again.param_groups[0]["params"][1]
-        assert torch.equal(again.state[p]["param_average"], before)
+        assert torch.equal(again.state[p]["param_snapshot"], before)
+        assert not again.state[p]["param_progress"].any()
     skipped = ours.curvature_records()[0]["skipped"]
     assert skipped == loaded(saved_state()).state[params[0]].get("skipped", 0)
 
@@ -304,6 +305,7 @@ def test_counters_in_other_forms_are_counters():
         (torch.zeros(4).to_sparse(), "has torch.float32 and torch.sparse_coo"),
         ([0.0] * 4, "is a list, expected a tensor"),
         (0.0, "is a float, expected a tensor"),
+        (torch.zeros(4, device="meta"), "is on meta: it has no numbers"),
         (torch.zeros(2, 2), "has shape (2, 2), expected (4,)"),
     ],
 )

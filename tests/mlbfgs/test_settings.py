@@ -208,7 +208,7 @@ def everywhere(given, message):
         ({"direction": "hesian"}, "did you mean 'hessian'?"),
         ({"direction": ["hessian"]}, "Invalid direction: ['hessian'] (one of "),
         ({"variant": {"kl_clip": -1}}, "Invalid variant.kl_clip: -1"),
-        ({"variant": None}, "Invalid variant: None (one of paper, released)"),
+        ({"variant": None}, "Invalid variant: None (one of guarded, paper, released)"),
     ],
     ids=str,
 )

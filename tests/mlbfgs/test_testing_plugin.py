@@ -1,8 +1,11 @@
 """The checks themselves: each must fail on an optimizer with the fault that it is for."""
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from tests.mlbfgs.faulty_optimizers import (
 )
 
 pytest_plugins = ["pytester"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def outcome_of(optimizer: type, name: str) -> Outcome:
@@ -205,6 +209,10 @@ def test_plugin_prints_and_writes_the_table(pytester):
     ("arguments", "message"),
     [
         (("--optimizer", "torch.optim.Nope"), "torch.optim.Nope"),
+        (("--optimizer", "no_such_module.X"), "No module named 'no_such_module'"),
+        (("--optimizer", "torch.optim.SGD.x.y"), "no optimizer class 'torch.optim.SGD.x.y'"),
+        (("--optimizer", "torch.__version__"), "is a TorchVersion, not a class or a function"),
+        (("--optimizer", "lambda p: p"), "expected the full name of a class"),
         (("--optimizer", "torch.optim.SGD", "--optimizer-kwargs", "{lr}"), "is no JSON"),
         (("--optimizer", "torch.optim.SGD", "--optimizer-kwargs", "[1]"), "no JSON object"),
         (
@@ -217,6 +225,173 @@ def test_plugin_tells_mistakes_in_one_line(pytester, arguments, message):
     done = run_plugin(pytester, *arguments)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     assert message in done.stderr.str() and "Traceback" not in done.stderr.str()
+
+
+ODD = """
+import functools, sys
+import torch
+
+class Raises(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        raise KeyError("no\\nway")
+
+class Exits(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        sys.exit(3)
+
+class ExitsInStep(torch.optim.SGD):
+    def step(self, closure=None):
+        sys.exit(0)
+
+class Prints(torch.optim.SGD):
+    def step(self, closure=None):
+        print("stepping")
+        print("and complaining", file=sys.stderr)
+        return super().step(closure)
+
+class NoDefaults(torch.optim.Optimizer):
+    def __init__(self, params):
+        pass
+
+class Outer:
+    class Inner(torch.optim.SGD):
+        pass
+
+anonymous = lambda params, **settings: torch.optim.SGD(params, **settings)
+half = functools.partial(torch.optim.SGD, momentum=0.5)
+also_half = functools.partial(torch.optim.SGD, momentum=0.5)
+def factory(params, lr=0.1, **settings):
+    return torch.optim.SGD(params, lr=lr, **settings)
+"""
+
+
+def test_an_optimizer_that_cannot_be_made_is_in_the_table_beside_the_others(pytester):
+    pytester.makepyfile(odd=ODD, broken="raise RuntimeError('half installed')")
+    pytester.makepyfile(exits="import sys; sys.exit(1)", needs="import not_there_at_all")
+    broken = ["odd.Raises", "odd.Exits", "odd.NoDefaults", "broken.X", "exits.X", "needs.X"]
+    broken += ["builtins.list", "torch.nn.Linear"]
+    sound = ["odd.ExitsInStep", "odd.Prints", "odd.Outer.Inner", "odd.anonymous", "odd.half"]
+    sound += ["odd.also_half", "odd.factory", "torch.optim.LBFGS", "torch.optim.SGD"]
+    named = [
+        word for name in (*broken, *sound, "torch.optim.SGD") for word in ("--optimizer", name)
+    ]
+    done = run_plugin(
+        pytester,
+        *named,
+        *("--conformance-report", "new/folder/report.md"),
+        *("-k", "construction or maximize_ascends"),
+    )
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    assert "INTERNALERROR" not in done.stdout.str() + done.stderr.str()
+    text = (pytester.path / "new/folder/report.md").read_text()
+    found = statuses_in(text)
+    names = [name.rpartition(".")[2] for name in broken]
+    names[4:6] = ["X {}", "X {} #2"]
+    assert {name: found["construction", name] for name in names} == dict.fromkeys(names, "fail")
+    for reason in (
+        "Raises, fail: cannot construct .*: KeyError: 'no",
+        "Exits, fail: cannot construct .*: SystemExit: 3",
+        "NoDefaults, fail: .* makes an optimizer without `defaults`",
+        "X, fail: importing broken fails: RuntimeError: half installed",
+        "fail: importing exits fails: SystemExit: 1",
+        "fail: importing needs fails: ModuleNotFoundError: No module named 'not_there_at_all'",
+        "list, fail: cannot construct .*takes no keyword|list, fail: .* makes a list",
+        "Linear, fail: cannot construct",
+    ):
+        assert re.search(reason, text), (reason, text)
+    works = {name.rpartition(".")[2]: "pass" for name in sound} | {"SGD {}": "pass"}
+    works |= {"ExitsInStep": "fail", "LBFGS": "fail"}  # one exits, one asks for a closure
+    assert {name: found["maximize_ascends", name] for name in works} == works
+    assert re.search("ExitsInStep, fail: SystemExit: 0", text)
+    assert re.search("LBFGS, fail: .*closure", text)
+    # columns and rows in their own order
+    header = next(line for line in text.splitlines() if line.startswith("| check | "))
+    columns = [cell.strip() for cell in header.strip("|").split(" | ")][1:]
+    assert columns == [*names, *(n.rpartition(".")[2] for n in sound), "SGD {}"]
+
+
+CONFTESTS = {
+    "empty": "",
+    "demanding": """
+import pytest
+
+@pytest.fixture(autouse=True)
+def database():
+    raise RuntimeError("no database here")
+
+def pytest_itemcollected(item):
+    assert item.name
+
+def pytest_collection_modifyitems(items):
+    items.reverse()
+""",
+}
+INI = {
+    "empty": "[pytest]",
+    "demanding": """
+[pytest]
+addopts = --strict-markers --strict-config -ra --doctest-modules --import-mode=importlib
+python_files = check_*.py
+python_functions = should_*
+python_classes = Should*
+testpaths = nowhere
+usefixtures = database
+filterwarnings = error
+xfail_strict = true
+norecursedirs = testing mlbfgs
+markers = mine: one of this project
+""",
+}
+
+
+@pytest.mark.parametrize("conftest", CONFTESTS)
+@pytest.mark.parametrize("ini", INI)
+def test_plugin_needs_no_folder_without_conftest_and_settings(pytester, conftest, ini):
+    pytester.makeconftest(CONFTESTS[conftest])
+    pytester.makeini(INI[ini])
+    done = run_plugin(
+        pytester,
+        *("--rootdir", str(pytester.path), "-c", str(pytester.path / "tox.ini")),
+        *("--optimizer", "torch.optim.SGD", "-k", "complex_parameters or takes"),
+        *("-m", "not slow"),
+    )
+    assert "INTERNALERROR" not in done.stdout.str() + done.stderr.str()
+    assert done.ret == pytest.ExitCode.OK, done.stdout.str()
+    done.assert_outcomes(passed=5, deselected=_number_of_checks() - 5)
+    done.stdout.fnmatch_lines(["*SGD: 5 pass*"])
+
+
+def _number_of_checks() -> int:
+    return len(all_checks())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_plugin_works_as_a_command_of_its_own_in_a_project(pytester, workers):
+    if workers:
+        pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    pytester.makeconftest("")
+    pytester.mkdir("tests").joinpath("conftest.py").write_text("")
+    pytester.makepyfile(mine=ODD)
+    pytester.makepyfile(test_mine="def test_mine():\n    pass\n")
+    command = [sys.executable, "-c", "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"]
+    plugin = ["--pyargs", "mlbfgs.testing", "-p", "mlbfgs.testing.plugin", "-k", "complex_param"]
+    plugin += ["-n", str(workers), "--optimizer", "torch.optim.SGD"] if workers else []
+    done = subprocess.run(
+        [*command, *plugin, "--optimizer", "mine.half", "test_mine.py"],
+        cwd=pytester.path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "half: 1 pass" in done.stdout and ("SGD: 1 pass" in done.stdout) == bool(workers)
+
+
+def test_a_report_that_cannot_be_written_is_told_at_once(pytester):
+    done = run_plugin(pytester, "--optimizer", "torch.optim.SGD", "--conformance-report", ".")
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--conformance-report . is a folder: name a file" in done.stderr.str()
 
 
 def test_neither_the_optimizer_nor_the_checks_need_pytest(tmp_path):

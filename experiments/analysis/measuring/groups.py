@@ -251,6 +251,7 @@ def _results_at_scale(runs: Sequence[Run], problems: Sequence[str]) -> Results:
     target, complaint = _common_target(runs)
     lines += [complaint] if complaint else []
     lines += [*remarks.of_machines(runs), *remarks.of_ranks(runs)]
+    lines += remarks.of_roundings(runs)
     lines += [*remarks.of_seconds([group.runs for group in groups])]
     return Results(runs[0].experiment, runs[0].scale, tuple(groups), target, tuple(lines))
 
@@ -290,8 +291,7 @@ def deciding_values(run: Run) -> dict[str, Any]:
         and path not in PER_SEED_KEYS
         and not (path in LATER_KEYS and repr(value) == repr(LATER_KEYS[path]))
     }
-    # Absent from the runs of before it was recorded, which were all of the first version.
-    values["numerics_version"] = run.meta.get("numerics_version", 1)
+    values["numerics_version"] = run.numerics  # the rounding parts no runs
     return values
 
 

@@ -68,6 +68,21 @@ def of_ranks(runs: Sequence[Run]) -> Iterator[str]:
         )
 
 
+def of_roundings(runs: Sequence[Run]) -> Iterator[str]:
+    """That runs were made by code that rounds differently, if they were.
+
+    Args:
+        runs: of one experiment and scale.
+    """
+    counts = Counter(rounding for run in runs for rounding in run.roundings)
+    if len(counts) > 1:
+        told = ", ".join(f"{rounding}: {count}" for rounding, count in sorted(counts.items()))
+        yield (
+            f"several roundings of the numerics ({told} runs): the same algorithms, whose last "
+            "bits differ, as between processors; equal seeds are no equal numbers across them"
+        )
+
+
 def of_seconds(configs: Sequence[Sequence[Run]]) -> Iterator[str]:
     """That the machine was not steady, if the seconds of an epoch show it.
 

@@ -121,6 +121,16 @@ class Run:
         return tuple(sorted({int(origin.get("ranks") or 1) for origin in self._origins}))
 
     @property
+    def numerics(self) -> int:
+        """The meaning of its numbers: 1 where it was not recorded yet."""
+        return int(self.meta.get("numerics_version", 1))
+
+    @cached_property
+    def roundings(self) -> tuple[int, ...]:
+        """How its numbers were rounded, in ascending order; several, if a resume changed it."""
+        return tuple(sorted({int(origin.get("numerics_rounding", 1)) for origin in self._origins}))
+
+    @property
     def _origins(self) -> tuple[Record, ...]:
         """Hardware and ranks of its first process, then of those that resumed it."""
         return (self.meta, *self.meta.get("resumes", ()))

@@ -36,6 +36,7 @@ class FakeRun:
     arm: str = ""
     roles: Mapping[str, Any] = field(default_factory=dict)
     numerics_version: int | None = None
+    numerics_rounding: int | None = None
     extra_config: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     hardware: Mapping[str, Any] = field(default_factory=dict)
     ranks: int = 1
@@ -102,6 +103,8 @@ class FakeRun:
         meta |= {"ranks": self.ranks, "resumes": [dict(origin) for origin in self.resumes]}
         if self.numerics_version is not None:
             meta["numerics_version"] = self.numerics_version
+        if self.numerics_rounding is not None:
+            meta["numerics_rounding"] = self.numerics_rounding
         status = {"status": self.status, "epoch": len(self.top1), "message": self.message}
         (path / "config.yaml").write_text(yaml.safe_dump(self.config))
         (path / "meta.json").write_text(json.dumps(meta))

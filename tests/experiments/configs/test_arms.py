@@ -22,7 +22,7 @@ from experiments.contestants import (
 from experiments.errors import UserError
 from experiments.reproduce import main as reproduce
 from experiments.runs.directory import RunDirectory
-from experiments.runs.spec import NUMERICS_VERSION, RunSpec
+from experiments.runs.spec import NUMERICS_MEANING, NUMERICS_ROUNDING, RunSpec
 from tests.experiments.run_configs import run_spec
 
 ALL = [(path.parent.name, path.stem) for path in sorted((CONFIG_DIR / ARM_GROUP).glob("*/*.yaml"))]
@@ -165,6 +165,10 @@ def test_meta_names_the_arm_and_the_version_of_the_numerics(tmp_path: Path) -> N
         spec = run_spec(tmp_path, **{"experiment.arm": arm})
         with RunDirectory.open(spec) as directory:
             directory.write_meta(origin={}, parameters=1, resumed_at=0)
+            directory.write_meta(origin={"ranks": 2}, parameters=1, resumed_at=7)
         meta = json.loads((spec.directory / "meta.json").read_text())
-        assert meta["numerics_version"] == NUMERICS_VERSION
+        assert meta["numerics_version"] == NUMERICS_MEANING
+        assert meta["numerics_rounding"] == NUMERICS_ROUNDING
+        resumed = {"step": 7, "numerics_rounding": NUMERICS_ROUNDING, "ranks": 2}
+        assert meta["resumes"] == [resumed]
         assert meta.get("arm") == arm and meta["optimizer"] == "sgd"

@@ -104,6 +104,42 @@ def test_run_that_is_cut_ends_with_the_same_bits(tmp_path: Any, name: str) -> No
     assert losses[-1] < 0.9 * losses[0]
 
 
+# --- Shampoo --------------------------------------------------------------------------------------
+
+
+def test_shampoo_moves_from_the_first_step_and_computes_roots_once_an_interval() -> None:
+    with_extra("shampoo")
+    package = pytest.importorskip(
+        "pytorch_optimizer", reason="the optional extra shampoo is absent"
+    )
+    wanted = settings("shampoo")
+    assert wanted["preconditioning_compute_steps"] == 10
+
+    def train(optimizer: torch.optim.Optimizer, net: nn.Module, steps: int) -> list[int]:
+        """The steps in which the inverse roots changed."""
+        rooted = []
+        for step in range(1, steps + 1):
+            state = [dict(entry) for entry in optimizer.state.values()]
+            before = [v.clone() for e in state for k, v in e.items() if k.startswith("inv_")]
+            batch_gradients(net, step, 6)
+            optimizer.step()
+            state = [dict(entry) for entry in optimizer.state.values()]
+            after = [v for e in state for k, v in e.items() if k.startswith("inv_")]
+            if not before or not all(map(torch.equal, before, after)):
+                rooted.append(step)
+        return rooted
+
+    net, every = small_net(), small_net()
+    start = [p.detach().clone() for p in net.parameters()]
+    assert train(build_optimizer(OmegaConf.create(wanted), net), net, 1) == [1]
+    assert not any(torch.equal(a, b) for a, b in zip(start, net.parameters(), strict=True))
+    # as the package with roots in every step, in its first
+    train(package.Shampoo(every.parameters(), lr=wanted["lr"]), every, 1)
+    np.testing.assert_array_equal(values(net.parameters()), values(every.parameters()))
+    net = small_net()
+    assert train(build_optimizer(OmegaConf.create(wanted), net), net, 22) == [1, 11, 21]
+
+
 # --- normalised SGD -------------------------------------------------------------------------------
 
 

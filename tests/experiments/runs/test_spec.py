@@ -131,10 +131,32 @@ def test_committed_runs_keep_their_keys():
         assert path.parent.parts[-3:] == spec.directory.parts[-3:]
 
 
-def test_key_depends_on_numerics_version(monkeypatch):
+def test_key_depends_on_the_meaning_of_the_numerics_and_not_on_their_rounding(monkeypatch):
     before = run_spec("results").key
-    monkeypatch.setattr(experiments.runs.spec, "NUMERICS_VERSION", 10**6)
+    monkeypatch.setattr(experiments.runs.spec, "NUMERICS_ROUNDING", 10**6)
+    assert run_spec("results").key == before
+    monkeypatch.setattr(experiments.runs.spec, "NUMERICS_MEANING", 10**6)
     assert run_spec("results").key != before
+
+
+def test_committed_runs_of_the_full_model_release_are_what_they_would_be_now():
+    """They came before `drop_oldest_first`, which acts on a refusal at a full history alone."""
+    released = 0
+    for path in sorted((ROOT / "results/runs").glob("*/*/*/config.yaml")):
+        optimizer = RunSpec.load(path).config.optimizer
+        variant = optimizer.get("variant", "paper")
+        named = variant if isinstance(variant, str) else variant.get("base", "paper")
+        if optimizer.get("_target_") != "mlbfgs.SLIMQN" or named != "released":
+            continue
+        if not isinstance(variant, str) and "drop_oldest_first" in variant:
+            continue
+        lines = (path.parent / "metrics.jsonl").read_text().splitlines()
+        records = [r for r in map(json.loads, lines) if r["kind"] == "curvature"]
+        assert records and all(
+            r["accepted"] or r["pairs"] < optimizer.history_size for r in records
+        )
+        released += 1
+    assert released >= 3
 
 
 def test_key_is_the_same_in_another_process():

@@ -97,6 +97,22 @@ def test_versions_of_the_numerics_are_separate_and_the_first_needs_no_mention(tm
     assert results.groups[1].label == "SGD [numerics_version=2]"
 
 
+def test_runs_of_several_roundings_are_pooled_and_the_reader_is_told(tmp_path):
+    found = [(0, None), (1, 1), (2, 2)]
+    fakes = [FakeRun(seed=seed, numerics_version=1, numerics_rounding=r) for seed, r in found]
+    fakes.append(FakeRun(seed=3, resumes=[{"step": 5, "numerics_rounding": 2}]))
+    write_runs(tmp_path, *fakes)
+    (results,) = grouped(tmp_path)
+    (group,) = results.groups
+    assert [run.seed for run in group.runs] == [0, 1, 2, 3] and group.label == "SGD"
+    (said,) = [line for line in results.problems if "rounding" in line]
+    assert said.startswith("several roundings of the numerics (1: 3, 2: 2 runs)")
+    others = tmp_path / "others"
+    write_runs(others, *(FakeRun(seed=s, numerics_rounding=2) for s in range(2)))
+    (results,) = grouped(others)
+    assert not any("rounding" in line for line in results.problems)
+
+
 def test_one_config_and_seed_under_two_keys_is_an_error(tmp_path):
     path = FakeRun().write(tmp_path)
     other = path.with_name("reduced-seed0-0123456789")
