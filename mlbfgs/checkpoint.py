@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mlbfgs.distributed_state import StateShard
 
 
-
 def checkpoint_state(optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's state as torch.distributed.checkpoint can save it, and fill it on loading.
 

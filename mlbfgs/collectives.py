@@ -349,7 +349,6 @@ def collectives_for(
     if distribution not in DISTRIBUTIONS:
         known = ", ".join(repr(name) for name in DISTRIBUTIONS)
         raise ValueError(f"Invalid distribution: {distribution!r} (one of {known})")
-    _refuse_flat_shards(params)
     if any(is_dtensor(p) for p in params):
         return _over_mesh(params, distribution, group)
     if distribution == "replicated":
@@ -382,25 +381,35 @@ def default_collectives(world_size: int) -> Collectives:
     """
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 0
     if ranks != world_size:
-        raise ValueError(f"the state is one rank's part of {world_size}, and here are {ranks} ranks")
+        raise ValueError(
+            f"the state is one rank's part of {world_size}, and here are {ranks} ranks"
+        )
     return Collectives(Spread("sharded", dist.get_rank(), world_size), copies=True)
 
 
-def _refuse_flat_shards(params: Sequence[Tensor]) -> None:
-    """Refuse what FSDP1 makes of parameters: pieces of a flat vector, other ones on each rank."""
+def refuse_flat_shards(params: Sequence[Tensor]) -> None:
+    """Refuse what FSDP1 makes of parameters: pieces of a flat vector, other ones on each rank.
+
+    Args:
+        params: all parameters. With `ShardingStrategy.NO_SHARD`, every rank has all of each.
+
+    Raises:
+        ValueError: they are such pieces.
+    """
     flattened = [p for p in params if getattr(p, "_fsdp_flattened", False)]
-    # NO_SHARD leaves every rank everything: flat and of its full size, or in its own shape
-    unsharded = [
-        p.dim() > 1 or getattr(p, "_sharded_size", None) == getattr(p, "_unpadded_unsharded_size", 0)
+    if not flattened or dist.get_world_size() == 1:
+        return
+    # what is not sharded has its own shape, or is one flat parameter of its full size
+    whole = [
+        p.dim() > 1 or getattr(p, "_sharded_size", 0) == getattr(p, "_unpadded_unsharded_size", 1)
         for p in flattened
     ]
-    if any(unsharded) or not flattened or dist.get_world_size() == 1:
-        return
-    raise ValueError(
-        "parameters are sharded by FSDP1 (FullyShardedDataParallel), whose flat shards tell neither "
-        "shapes nor ranks: shard the model with FSDP2 (torch.distributed.fsdp.fully_shard) and pass "
-        "distribution='sharded'"
-    )
+    if not any(whole):
+        raise ValueError(
+            "parameters are sharded by FSDP1 (FullyShardedDataParallel), whose flat shards tell "
+            "neither shapes nor places: shard the model with FSDP2 "
+            "(torch.distributed.fsdp.fully_shard) and pass distribution='sharded'"
+        )
 
 
 def _over_mesh(

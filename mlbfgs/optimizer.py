@@ -14,7 +14,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
+from mlbfgs.collectives import (
+    Collectives,
+    Distribution,
+    ProcessGroup,
+    collectives_for,
+    refuse_flat_shards,
+)
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind
@@ -331,7 +337,8 @@ class MLBFGS(Optimizer):
             ValueError: groups or shapes do not fit.
         """
         given: dict[str, Any] = {}
-        before = [self.param_groups, self.state]  # until the loaded ones are known to fit
+        # until the loaded ones are known to fit
+        before: list[Any] = [self.param_groups, self.state]
 
         def take_state(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             given.update(loaded)
@@ -367,6 +374,8 @@ class MLBFGS(Optimizer):
         own = {key: self.__dict__[key] for key in kept}
         state = {p: dict(entry) for p, entry in self.state.items()}
         ranks = (self._ranks[0], None)  # `_collectives` has the group, which cannot be copied
+        if _on_mesh(parameters_of(self.param_groups)):
+            own["_collectives"] = None  # the parameters bring their ranks
         return {
             **super().__getstate__(),
             **own,
@@ -401,6 +410,7 @@ class MLBFGS(Optimizer):
         """
         params, names = parameters_of(self.param_groups), names_of(self.param_groups)
         check_parameters(params)
+        refuse_flat_shards(params)
         group_of = {p: i for i, group in enumerate(self.param_groups) for p in group["params"]}
         sizes = [p.numel() for p in params]
         groups = [group_of[p] for p in params]
@@ -461,6 +471,7 @@ class MLBFGS(Optimizer):
             )
         exchanged = not self._known.are_in(self.param_groups)
         if exchanged:
+            refuse_flat_shards(parameters_of(self.param_groups))
             self._known.check_exchanged(self.param_groups)
         if (
             exchanged

@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 
 #: What gives the same view again; everything else gives plain tensors.
 _ALIASES = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+_MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
 
 
 class StateView(Tensor):
@@ -29,7 +30,10 @@ class StateView(Tensor):
         """Compute as with a plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            return result.as_subclass(cls) if func in _ALIASES else result
+            if func in _ALIASES:
+                return result.as_subclass(cls)
+            # torch moves what it then sends to other ranks, and sends memory as it lies
+            return result.as_subclass(Tensor).contiguous() if func in _MOVES else result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A plain tensor with memory of its own."""

@@ -29,7 +29,7 @@ from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from experiments.training.ranks import Ranks, join_ranks
 from mlbfgs import MLBFGS, plan
-from mlbfgs.checkpoint import StateShard
+from mlbfgs.distributed_state import StateShard
 from mlbfgs.collectives import Distribution
 
 HISTORY_SIZE = 2
