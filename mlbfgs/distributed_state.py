@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate
 from torch.utils._pytree import tree_map, tree_map_only
 
 from mlbfgs.collectives import Collectives, default_collectives
@@ -74,7 +75,7 @@ class StateDTensor(DTensor):
         """Compute as a DTensor does."""
         if func in (_aten.detach.default, _aten.alias.default):
             return cls.over(args[0])
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         return args[0] if _in_place(func) else result
 
     def share_memory_(self) -> StateDTensor:
@@ -95,7 +96,7 @@ class StateDTensor(DTensor):
         made = DTensor(local, self._spec, requires_grad=False)
         if local.storage_offset() != 0:
             made = DTensor(local.clone(), self._spec, requires_grad=False)
-        return made.__reduce_ex__(protocol)
+        return made.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 class StateShard(DTensor):

@@ -33,7 +33,7 @@ class StateView(Tensor):
             if func in _ALIASES:
                 return result.as_subclass(cls)
             # torch moves what it then sends to other ranks, and sends memory as it lies
-            return result.as_subclass(Tensor).contiguous() if func in _MOVES else result
+            return result.contiguous() if func in _MOVES else result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A plain tensor with memory of its own."""
@@ -44,7 +44,7 @@ class StateView(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For `pickle` and `torch.save`: a plain tensor."""
-        return apart(plain(self)).__reduce_ex__(protocol)
+        return apart(plain(self)).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def plain(view: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def apart(view: Tensor) -> Tensor:
 
 def _send(view: StateView) -> Any:
     """To another process as torch sends tensors: both see the same memory."""
-    return reduce_tensor(plain(view))
+    return reduce_tensor(plain(view))  # type: ignore[no-untyped-call]
 
 
 ForkingPickler.register(StateView, _send)
