@@ -207,9 +207,10 @@ def test_a_shared_state_can_be_computed_with(how):
 def saved_while_training(rank, how, folder):
     subject = Subject(how)
     before = subject.state()
+    writers = dist.new_group()  # which writes while the others train
     for i, stager in enumerate((None, BlockingAsyncStager())):
         where = f"{folder}/{i}"
-        options = {} if stager is None else {"async_stager": stager}
+        options = {"process_group": writers, **({} if stager is None else {"async_stager": stager})}
         pending = dcp.async_save({"optimizer": subject.get()}, checkpoint_id=where, **options)
         twin = subject.other()
         pending.result()
@@ -217,7 +218,9 @@ def saved_while_training(rank, how, folder):
         dcp.load(state, checkpoint_id=where)
         twin.set(state["optimizer"])
         assert_same(twin.state(), before)
-    pending = dcp.async_save({"optimizer": subject.get()}, checkpoint_id=f"{folder}/moved")
+    pending = dcp.async_save(
+        {"optimizer": subject.get()}, checkpoint_id=f"{folder}/moved", process_group=writers
+    )
     subject.train(STEPS, STEPS + 3)  # not what is saved
     pending.result()
     state = {"optimizer": twin.get()}
@@ -257,7 +260,7 @@ def gathered(rank, how):
         (subject.get(StateDictOptions(cpu_offload=True)), None),
     ):
         twin = subject.other()
-        twin.set(copy.deepcopy(given), options)
+        twin.set(dict(given), options)
         if how != "ddp adamw" or options is not from_zero:  # torch sends channels-last memory raw
             assert_same(twin.state(), before)
     return copy.deepcopy(full["state"]) if rank == 0 else {}
