@@ -349,7 +349,6 @@ def collectives_for(
     if distribution not in DISTRIBUTIONS:
         known = ", ".join(repr(name) for name in DISTRIBUTIONS)
         raise ValueError(f"Invalid distribution: {distribution!r} (one of {known})")
-    _refuse_flat_shards(params)
     if any(is_dtensor(p) for p in params):
         return _over_mesh(params, distribution, group)
     if distribution == "replicated":
@@ -388,22 +387,29 @@ def default_collectives(world_size: int) -> Collectives:
     return Collectives(Spread("sharded", dist.get_rank(), world_size), copies=True)
 
 
-def _refuse_flat_shards(params: Sequence[Tensor]) -> None:
-    """Refuse what FSDP1 makes of parameters: pieces of a flat vector, other ones on each rank."""
+def refuse_flat_shards(params: Sequence[Tensor]) -> None:
+    """Refuse what FSDP1 makes of parameters: pieces of a flat vector, other ones on each rank.
+
+    Args:
+        params: all parameters. With `ShardingStrategy.NO_SHARD`, every rank has all of each.
+
+    Raises:
+        ValueError: they are such pieces.
+    """
     flattened = [p for p in params if getattr(p, "_fsdp_flattened", False)]
-    # NO_SHARD leaves every rank everything: flat and of its full size, or in its own shape
-    unsharded = [
-        p.dim() > 1
-        or getattr(p, "_sharded_size", None) == getattr(p, "_unpadded_unsharded_size", 0)
+    if not flattened or dist.get_world_size() == 1:
+        return
+    # what is not sharded has its own shape, or is one flat parameter of its full size
+    whole = [
+        p.dim() > 1 or getattr(p, "_sharded_size", 0) == getattr(p, "_unpadded_unsharded_size", 1)
         for p in flattened
     ]
-    if any(unsharded) or not flattened or dist.get_world_size() == 1:
-        return
-    raise ValueError(
-        "parameters are sharded by FSDP1 (FullyShardedDataParallel), whose flat shards tell neither "
-        "shapes nor ranks: shard the model with FSDP2 (torch.distributed.fsdp.fully_shard) and pass "
-        "distribution='sharded'"
-    )
+    if not any(whole):
+        raise ValueError(
+            "parameters are sharded by FSDP1 (FullyShardedDataParallel), whose flat shards tell "
+            "neither shapes nor places: shard the model with FSDP2 "
+            "(torch.distributed.fsdp.fully_shard) and pass distribution='sharded'"
+        )
 
 
 def _over_mesh(

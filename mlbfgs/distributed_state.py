@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DeviceMesh, DTensor, Placement, Replicate
-from torch.utils._pytree import tree_map
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate
+from torch.utils._pytree import tree_map, tree_map_only
 
 from mlbfgs.collectives import Collectives, default_collectives
 from mlbfgs.sharding import Box, boxes
@@ -36,7 +37,7 @@ _ELEMENTWISE = {
     *(_aten.detach.default, _aten.alias.default, _aten.clone.default, _aten._to_copy.default),
     *(_aten.copy_.default, _aten._pin_memory.default, _aten.zero_.default, _aten.fill_.Scalar),
     *(_aten.empty_like.default, _aten.zeros_like.default, _aten.ones_like.default),
-    _aten.full_like.default,
+    *(_aten.full_like.default, _aten.rand_like.default, _aten.randn_like.default),
 }
 _NEW = {_aten.new_empty.default, _aten.new_zeros.default, _aten.new_ones.default}
 
@@ -74,8 +75,13 @@ class StateDTensor(DTensor):
         """Compute as a DTensor does."""
         if func in (_aten.detach.default, _aten.alias.default):
             return cls.over(args[0])
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().__torch_dispatch__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
         return args[0] if _in_place(func) else result
+
+    def share_memory_(self) -> StateDTensor:
+        """Move the storage of all of the state here to memory that processes share."""
+        self._local_tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DTensor:
         """A DTensor with memory of its own."""
@@ -90,7 +96,7 @@ class StateDTensor(DTensor):
         made = DTensor(local, self._spec, requires_grad=False)
         if local.storage_offset() != 0:
             made = DTensor(local.clone(), self._spec, requires_grad=False)
-        return made.__reduce_ex__(protocol)
+        return made.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 class StateShard(DTensor):
@@ -99,7 +105,8 @@ class StateShard(DTensor):
     It has the shape of the whole tensor, `(*shape)` or with rows of history in front
     `(M, *shape)`, and implements what torch.distributed.checkpoint asks of a tensor that several
     ranks hold. It can be copied, moved to another device or dtype and worked on number by number;
-    `full_tensor()`, which all ranks call together, gathers it.
+    what asks for all numbers (a norm, `torch.equal`) gathers them, as `full_tensor()` does, and is
+    called by all ranks together, as with any DTensor.
 
     Attributes:
         param_strides: strides of the parameter.
@@ -222,8 +229,9 @@ class StateShard(DTensor):
         found = whole.new_empty(self.local.shape)
         place = self.with_local(found)
         for box in self._boxes():
-            corner = zip(box.offsets, box.sizes, strict=True)
-            part = whole[(..., *(slice(start, start + size) for start, size in corner))]
+            part = whole
+            for dim, (first, size) in enumerate(zip(box.offsets, box.sizes, strict=True)):
+                part = part.narrow(whole.dim() - len(box.sizes) + dim, first, size)
             place._box(box).copy_(part)
         return found
 
@@ -242,17 +250,17 @@ class StateShard(DTensor):
         """It takes and gives whole tensors."""
         return (Replicate(),)
 
-    def to_local(self, **_: Any) -> StateShard:  # type: ignore[override]
+    def to_local(self, **_: Any) -> StateShard:
         """The same: copying a whole tensor into it, as torch does, writes this rank's stretch."""
         return self
 
-    def full_tensor(self, **_: Any) -> Tensor:  # type: ignore[override]
+    def full_tensor(self, **_: Any) -> Tensor:
         """The whole tensor: all ranks call this together. See `whole`."""
         assert self.device_mesh is not None  # finds the ranks
         assert self.collectives is not None
-        return self.whole(self.collectives)
+        return self.whole(self.collectives).contiguous()  # torch sends memory as it lies
 
-    def redistribute(  # type: ignore[override]
+    def redistribute(
         self,
         device_mesh: DeviceMesh | None = None,
         placements: Sequence[Placement] | None = None,
@@ -266,24 +274,36 @@ class StateShard(DTensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Copy, move and work on each number alone; refuse the rest."""
+        """Work on each number alone where it lies; gather for what asks for all of them."""
         kwargs = kwargs or {}
         shards: list[StateShard] = []
-        tree_map(lambda a: shards.append(a) if isinstance(a, cls) else None, (args, kwargs))
+        tree_map_only(cls, shards.append, (args, kwargs))
         first = shards[0]
         if func in _NEW:
             same = tuple(args[1]) == tuple(first.shape)
             size = first.local.shape if same else args[1]
             made = func(first.local, size, *args[2:], **kwargs)
             return first.with_local(made) if same else made
-        if func not in _ELEMENTWISE and torch.Tag.pointwise not in func.tags:
-            raise NotImplementedError(
-                f"{func}: a StateShard is one rank's part of a tensor; compute with its `local`, "
-                "or on all ranks with `full_tensor()`"
-            )
+        if func not in _ELEMENTWISE and (
+            torch.Tag.pointwise not in func.tags or func is _aten.equal.default
+        ):
+            return first._gathered(func, args, kwargs)
         args_here, kwargs_here = tree_map(first._here, (args, kwargs))
         result = func(*args_here, **kwargs_here)
         return args[0] if _in_place(func) else first.with_local(result)
+
+    def _gathered(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation on whole tensors, which nobody can write back to the ranks."""
+        results = [result.alias_info for result in func._schema.returns]
+        if func._schema.is_mutable or any(alias is not None for alias in results):
+            raise NotImplementedError(
+                f"{func}: a StateShard is one rank's part of a tensor, which cannot be changed or "
+                "viewed so; use its `local`, or on all ranks `full_tensor()`"
+            )
+        whole_args, whole_kwargs = tree_map_only(
+            StateShard, lambda shard: shard.full_tensor(), (args, kwargs)
+        )
+        return func(*whole_args, **whole_kwargs)
 
     def _here(self, value: Any) -> Any:
         """This rank's stretch of an operand."""
@@ -297,7 +317,7 @@ class StateShard(DTensor):
             return self.stretch_of(value)
         return value
 
-    # --- for torch.distributed.checkpoint ----------------------------------------------------------
+    # --- for torch.distributed.checkpoint --------------------------------------------------------
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         """What to write."""
@@ -347,7 +367,12 @@ class StateShard(DTensor):
         stretch = range(*self.stretches[self.rank])
         return boxes(self.param_shape, self.param_strides, stretch)
 
-    # --- copies ------------------------------------------------------------------------------------
+    # --- copies ----------------------------------------------------------------------------------
+
+    def share_memory_(self) -> StateShard:
+        """Move the storage of all of the state here to memory that processes share."""
+        self.local.share_memory_()  # type: ignore[no-untyped-call]
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StateShard:
         """A copy with memory of its own."""

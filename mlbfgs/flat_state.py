@@ -220,7 +220,7 @@ class FlatState:
     ) -> bool:
         """Whether this state would be laid out the same and has these values already.
 
-        That is so after somebody wrote into its tensors and then loads them. All ranks ask together.
+        That is so where somebody wrote into its tensors and then loads them. All ranks ask this.
 
         Args:
             values: for each parameter its state.

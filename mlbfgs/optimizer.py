@@ -14,7 +14,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
-from mlbfgs.collectives import Collectives, Distribution, ProcessGroup, collectives_for
+from mlbfgs.collectives import (
+    Collectives,
+    Distribution,
+    ProcessGroup,
+    collectives_for,
+    refuse_flat_shards,
+)
 from mlbfgs.damping import Bounds
 from mlbfgs.diagnostics import CurvatureRecord, StepProducts, with_products
 from mlbfgs.direction import DirectionKind
@@ -370,7 +376,8 @@ class MLBFGS(Optimizer):
             ValueError: groups, names, shapes or dtypes do not fit, or a value makes no sense.
         """
         given: dict[str, Any] = {}
-        before = [self.param_groups, self.state]  # until the loaded ones are known to fit
+        # until the loaded ones are known to fit
+        before: list[Any] = [self.param_groups, self.state]
         own = True
 
         def take_state(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -408,6 +415,8 @@ class MLBFGS(Optimizer):
         own = {key: self.__dict__[key] for key in kept}
         state = {p: dict(entry) for p, entry in self.state.items()}
         ranks = (self._ranks[0], None)  # `_collectives` has the group, which cannot be copied
+        if _on_mesh(parameters_of(self.param_groups)):
+            own["_collectives"] = None  # the parameters bring their ranks
         return {
             **super().__getstate__(),
             **own,
@@ -463,6 +472,7 @@ class MLBFGS(Optimizer):
         )
         params = [p for p, here in zip(everything, active, strict=True) if here]
         check_parameters(params)
+        refuse_flat_shards(params)
         groups = [group_of[p] for p in params]
         shared = self._settings.shared(self.param_groups)
         collectives = self._collectives
@@ -522,6 +532,7 @@ class MLBFGS(Optimizer):
             )
         exchanged = not self._known.are_in(self.param_groups)
         if exchanged:
+            refuse_flat_shards(parameters_of(self.param_groups))
             self._known.check_exchanged(self.param_groups)
         if (
             exchanged

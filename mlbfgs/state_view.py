@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 
 #: What gives the same view again; everything else gives plain tensors.
 _ALIASES = (Tensor.detach, Tensor.data.__get__)  # type: ignore[attr-defined]
+_MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
 
 
 class StateView(Tensor):
@@ -29,7 +30,10 @@ class StateView(Tensor):
         """Compute as with a plain tensor."""
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
-            return result.as_subclass(cls) if func in _ALIASES else result
+            if func in _ALIASES:
+                return result.as_subclass(cls)
+            # torch moves what it then sends to other ranks, and sends memory as it lies
+            return result.contiguous() if func in _MOVES else result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """A plain tensor with memory of its own."""
@@ -40,7 +44,7 @@ class StateView(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """For `pickle` and `torch.save`: a plain tensor."""
-        return apart(plain(self)).__reduce_ex__(protocol)
+        return apart(plain(self)).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def plain(view: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def apart(view: Tensor) -> Tensor:
 
 def _send(view: StateView) -> Any:
     """To another process as torch sends tensors: both see the same memory."""
-    return reduce_tensor(plain(view))
+    return reduce_tensor(plain(view))  # type: ignore[no-untyped-call]
 
 
 ForkingPickler.register(StateView, _send)

@@ -29,8 +29,8 @@ from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from experiments.training.ranks import Ranks, join_ranks
 from mlbfgs import MLBFGS, plan
-from mlbfgs.checkpoint import StateShard
 from mlbfgs.collectives import Distribution
+from mlbfgs.distributed_state import StateShard
 
 HISTORY_SIZE = 2
 #: Small, so that eight steps pass through warm-up, an ordinary step and one with a pair.

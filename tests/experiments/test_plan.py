@@ -24,7 +24,7 @@ from experiments.plan import main, read_hardware
 from experiments.runs.spec import RunSpec
 from experiments.training.ranks import JoinedRanks
 from experiments.training.task import build_task
-from mlbfgs.checkpoint import StateShard
+from mlbfgs.distributed_state import StateShard
 from tests.experiments.run_configs import ROOT, run_spec
 from tests.gloo import run_ranks
 

@@ -18,7 +18,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mlbfgs import MLBFGS, SLIMQN, collectives
-from mlbfgs.checkpoint import StateShard, checkpoint_state, load_checkpoint_state, own_part
+from mlbfgs.checkpoint import checkpoint_state, load_checkpoint_state, own_part
+from mlbfgs.distributed_state import StateShard
 from tests.gloo import run_ranks
 from tests.mlbfgs.problems import LOADED, state_of_one_block
 

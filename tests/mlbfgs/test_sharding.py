@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlbfgs import plan
-from mlbfgs.checkpoint import StateShard
+from mlbfgs.distributed_state import StateShard
 from mlbfgs.exchange import Route, buckets_of
 from mlbfgs.layout import Layout, Spread
 from mlbfgs.sharding import boxes, even_ranges, overlap, owners_of_blocks, ranges_of_owners
@@ -143,7 +143,7 @@ def make_shard(rows=()):
     return StateShard(local, (3, 4), (4, 1), [(0, 7), (7, 12)], 1)
 
 
-def test_a_state_shard_has_the_whole_shape_copies_and_moves_but_does_not_compute():
+def test_a_state_shard_has_the_whole_shape_copies_moves_and_works_on_each_number():
     shard = make_shard((2,))
     assert shard.shape == (2, 3, 4) and shard.local.shape == (2, 5)
     for twin in (copy.deepcopy(shard), shard.clone(), pickle.loads(pickle.dumps(shard))):
@@ -159,7 +159,15 @@ def test_a_state_shard_has_the_whole_shape_copies_and_moves_but_does_not_compute
     with pytest.raises(ValueError, match="divided between the ranks in different ways"):
         StateShard(torch.zeros(2, 6), (3, 4), (4, 1), [(0, 6), (6, 12)], 1).copy_(shard)
     assert "numbers 7 to 12 of 12, rank 1 of 2" in repr(shard) and elsewhere.lies_as(shard)
-    with pytest.raises(NotImplementedError, match="one rank's part of a tensor"):
+    assert torch.equal((2 * shard + shard).local, 3 * shard.local) and shard.isfinite().local.all()
+    whole = torch.arange(24.0).view(2, 3, 4)
+    assert torch.equal((shard + whole).local, shard.local + whole.view(2, 12)[:, 7:])
+    other.copy_(whole.mT.contiguous().mT)
+    assert torch.equal(other.local, whole.view(2, 12)[:, 7:])
+    for change in (lambda: shard[0].zero_(), lambda: shard.cumsum_(0)):
+        with pytest.raises(NotImplementedError, match="one rank's part of a tensor"):
+            change()
+    with pytest.raises(ValueError, match="one rank's part of 2, and here are 0 ranks"):
         shard.sum()
 
 
