@@ -121,7 +121,7 @@ class CurvatureHistory:
         """
         whole = w.shape[1] // SUM_TILE_NUMEL * SUM_TILE_NUMEL
         if whole:
-            tiles = w[:, :whole].unflatten(1, (-1, SUM_TILE_NUMEL)).transpose(0, 1)
+            tiles = w[:, :whole].view(len(w), -1, SUM_TILE_NUMEL).transpose(0, 1)
             partial = torch.bmm(tiles, v[:whole].view(-1, SUM_TILE_NUMEL, 1))
             out.add_(partial.sum((0, 2), dtype=out.dtype))
         if whole < w.shape[1]:
