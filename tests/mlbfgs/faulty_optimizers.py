@@ -338,6 +338,19 @@ class Asleep(HeavyBall):
         return 0.0 * group["lr"]
 
 
+class TensorsPass(HeavyBall):
+    def __init__(self, params, lr=0.01, **settings):
+        super().__init__(params, 0.01 if torch.is_tensor(lr) else lr, **settings)
+
+
+class RealOnly(HeavyBall):
+    def add_param_group(self, param_group):
+        for p in param_group["params"]:
+            if not p.is_floating_point() or p.is_meta:
+                raise ValueError("parameters must be real and present")
+        super().add_param_group(param_group)
+
+
 #: A class with a fault, one without it, and the checks that tell them apart.
 FAULTS: list[tuple[type, type, str]] = [
     (LazyState, HeavyBall, "state_exists_after_construction"),
@@ -361,6 +374,16 @@ FAULTS: list[tuple[type, type, str]] = [
     (MovesWithoutGradient, HeavyBall, "no_gradient_no_move"),
     (CountsIdleSteps, HeavyBall, "without_any_gradient_nothing_happens"),
     (NeverAscends, HeavyBall, "maximize_ascends"),
+    (TensorsPass, HeavyBall, "refuses_negative_lr_in_a_tensor"),
+    (HeavyBall, torch.optim.SGD, "made_in_inference_mode"),
+    (RealOnly, HeavyBall, "frozen[an_integer]"),
+    (RealOnly, HeavyBall, "frozen[a_complex]"),
+    (RealOnly, HeavyBall, "frozen[an_absent]"),
+    (HeavyBall, torch.optim.SGD, "infinite_number_that_never_moves"),
+    (HeavyBall, torch.optim.SGD, "reshaped_before_the_first_step"),
+    (HeavyBall, MLBFGS, "names_of_a_wrapper[module.]"),
+    (torch.optim.AdamW, MLBFGS, "names_of_a_wrapper[_orig_mod.]"),
+    (HeavyBall, MLBFGS, "state_of_another_optimizer"),
     (MakesContiguous, HeavyBall, "layout[strided_parameters]"),
     (NormalisesGradient, HeavyBall, "gradient_of_zeros"),
     (CoarseState, HeavyBall, "precision_of_state[bfloat16]"),

@@ -58,6 +58,9 @@ TORCHS_TRAPS = {
             ("precision_of_state", "fail"),
         )
     },
+    "names_of_a_wrapper[module.]": ("fail", "training goes another way"),
+    "names_of_a_wrapper[_orig_mod.]": ("fail", "training goes another way"),
+    "state_of_another_optimizer": ("fail", "loaded, and then a step fails: KeyError"),
     "load_into_another_block_plan": ("unsupported", "blocks"),
     "memory_is_as_documented": ("unsupported", "history_size"),
 }
