@@ -30,6 +30,8 @@ TEMPORARY_SUFFIX = ".tmp"
 #: How a full disk, a full quota and a limit of file sizes are told.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Something else than a file, or than a folder, has the name.
+_ODD = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _TOKEN = r"(\.[0-9a-f]{8})?"
 _CHUNK_BYTES = 1 << 22
 
@@ -48,10 +50,11 @@ class UnwritableError(UserError):
 
     def __init__(self, path: Path, error: OSError):
         self.forbidden = error.errno in _FORBIDDEN
-        ways = "make room, or name another folder" if error.errno in NO_SPACE else ""
+        ways = {**dict.fromkeys(NO_SPACE, "make room"), **dict.fromkeys(_ODD, "move it away")}
+        way = f"{ways[error.errno]}, or " if error.errno in ways else ""
         self.reason = error.strerror or " ".join(str(error).split())
         self._arguments = path, error
-        super().__init__(f"cannot write {path}: {self.reason}; {ways or 'name another folder'}")
+        super().__init__(f"cannot write {path}: {self.reason}; {way}name another folder")
 
     def __reduce__(self) -> tuple[type[UnwritableError], tuple[Path, OSError]]:
         """What makes the same error again in the process that waits for this one."""
@@ -191,13 +194,18 @@ def open_own(path: Path, flags: int) -> int:
     Raises:
         OSError: the file cannot be opened, or is no plain file with one name.
     """
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "it is a link", str(path)) from error
     found = os.fstat(descriptor)
     if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
         return descriptor
     os.close(descriptor)
-    what = "it has other names (hard links)" if stat.S_ISREG(found.st_mode) else "no plain file"
-    raise OSError(errno.EINVAL, what, str(path))
+    what = "has other names (hard links)" if stat.S_ISREG(found.st_mode) else "is no plain file"
+    raise OSError(errno.EINVAL, f"it {what}", str(path))
 
 
 def remove(path: Path) -> None:

@@ -310,7 +310,7 @@ def is_locked(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is corrupt: {error}; delete it to resume the run") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is corrupt: expected a JSON object; delete it to resume the run")
@@ -349,7 +349,8 @@ def _lock(path: Path) -> int:
     try:
         descriptor = _open_lock(file)
     except OSError as error:
-        raise _unwritable(path, UnwritableError(file, error)) from error
+        refused = UnwritableError(file, error)
+        raise (_unwritable(path, refused) if refused.forbidden else refused) from error
     try:
         _take(descriptor)
     except BlockingIOError as error:

@@ -174,6 +174,8 @@ class CheckpointStore:
         return None
 
     def _is_intact(self, path: Path, digest: str) -> bool:
+        if self._ranks.from_leader(path.is_symlink):  # no run wrote it
+            return False
         if path.is_dir():
             return bool(_sharded().intact(path, digest, self._ranks))
         found: str = self._ranks.from_leader(lambda: file_digest(path))
