@@ -49,40 +49,69 @@ def fill(folder: Path, leave: int = 0) -> Path:
     return filler
 
 
+_SCRIPT = """
+import os, sys
+{code}
+if __name__ == "__main__":
+    main({before!r})
+    sys.stdout.flush()
+    for stream in (1, 2):
+        os.write(stream, b"{mark}")
+    os.setgroups([])
+    os.setgid({group})
+    os.setuid({user})
+    os.umask({umask})
+    sys.exit(main({arguments!r}))
+"""
+_MARK = "-- from here on as the user --\\n"
+
+
 def run_as(
     user: int,
+    code: str,
     arguments: Sequence[str],
+    before: Sequence[str],
     *,
     umask: int = 0o002,
     group: int = GROUP,
-    home: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python <arguments>` as another user; the test is skipped where nobody may become one.
+    """Run a function as another user; the test is skipped where nobody may become one.
+
+    Python itself may lie where that user cannot read. So the function runs once as the superuser,
+    which imports what it needs, before the process becomes the user and runs it for good.
 
     Args:
         user: number of the user.
-        arguments: of Python.
+        code: defines `main(arguments)`, which returns an exit code.
+        arguments: of the function.
+        before: its arguments as the superuser.
         umask: of the process.
         group: its only group.
-        home: its home, for caches.
+
+    Returns:
+        The exit code and what the user's process printed.
     """
     if os.geteuid() != 0:
         pytest.skip("only the superuser can become a second user")
-
-    def become() -> None:
-        os.setgroups([])
-        os.setgid(group)
-        os.setuid(user)
-        os.umask(umask)
-
+    script = _SCRIPT.format(
+        code=code,
+        before=list(before),
+        arguments=list(arguments),
+        mark=_MARK,
+        group=group,
+        user=user,
+        umask=umask,
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"HOME": str(home or "/nonexistent"), "MPLCONFIGDIR": "/tmp/mpl-of-nobody"}
-    return subprocess.run(
-        [sys.executable, *arguments],
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        preexec_fn=become,
         timeout=600,
     )
+    mark = _MARK.replace("\\n", "\n")
+    assert mark in ended.stderr, ended.stderr
+    ended.stdout, ended.stderr = (text.split(mark)[1] for text in (ended.stdout, ended.stderr))
+    return ended
