@@ -92,9 +92,10 @@ PLAN := dataset=imagenet --model torchvision:resnet50 train.batch_size=512 optim
 
 bench-plan: $(STAMP) ## what ResNet-50 needs on 8 GPUs, counted on none (half a minute)
 	$(BIN)/python -m experiments.plan $(PLAN) 'optimizer.blocks="resblocks:2"' \
-	  optimizer.distribution=blocks > results/benchmarks/plan_resnet50_blocks.txt
-	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded \
-	  > results/benchmarks/plan_resnet50_sharded.txt
+	  optimizer.distribution=blocks > results/benchmarks/plan.tmp
+	@mv results/benchmarks/plan.tmp results/benchmarks/plan_resnet50_blocks.txt
+	$(BIN)/python -m experiments.plan $(PLAN) optimizer.distribution=sharded > results/benchmarks/plan.tmp
+	@mv results/benchmarks/plan.tmp results/benchmarks/plan_resnet50_sharded.txt
 
 # The papers' tables and figures, resumed when typed again. At full scale a run trains on all GPUs found.
 reproduce = $(BIN)/python -m experiments.reproduce $(1) --scale $(SCALE) --jobs $(JOBS) \

@@ -92,12 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        content = count_all()
+        path = DEFAULT_CLAIMS.parent / PREDICTIONS
+        write_atomically(path, json.dumps(count_all(), indent=1) + "\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    path = DEFAULT_CLAIMS.parent / PREDICTIONS
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
     print(path)
     return 0
 

@@ -188,8 +188,11 @@ def _make_once(command: Command, specs: Sequence[RunSpec]) -> tuple[list[Outcome
     """Make the runs that the command chooses; returns outcomes, and how many are with others."""
     chosen = choose(specs, command.choice)
     outcomes = [recorded_outcome(spec.directory) for spec in chosen.passed_over]
-    outcomes += run_missing([*chosen.finished, *chosen.to_run], jobs=command.options.jobs)
-    return outcomes, len(chosen.elsewhere)
+    made = run_missing([*chosen.finished, *chosen.to_run], jobs=command.options.jobs)
+    # another process may have taken one of them since
+    outcomes += [outcome for outcome in made if outcome.status != "elsewhere"]
+    left = sum(outcome.status == "elsewhere" for outcome in made)
+    return outcomes, len(chosen.elsewhere) + left
 
 
 def _standings(command: Command, plans: Sequence[Plan]) -> list[Standing]:

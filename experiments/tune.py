@@ -8,7 +8,7 @@ finished is found there and not repeated, so the same command, typed again, goes
 one was, with the same trials.
 
 Exit code 0: all trials ended; 1: a run crashed; 2: something that the user wrote will not do, told
-in one line; 130: interrupted.
+in one line; 3: another process trains some of the runs, which are left alone; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from experiments.campaign.campaign import refuse_options
 from experiments.campaign.running import run_missing
 from experiments.contestants import CONFIG_DIR, optimizers_with_recipe, options
 from experiments.errors import UserError, nearest
-from experiments.reproduce import seeds_of, split_list
+from experiments.reproduce import INCOMPLETE, seeds_of, split_list
+from experiments.runs.atomic import UnwritableError, refuse_links
 from experiments.runs.directory import read_status
 from experiments.tuning.chosen import Chosen
-from experiments.tuning.report import CHOSEN_FILE, write_report
+from experiments.tuning.report import CHOSEN_FILE, summary_markdown, write_report
 from experiments.tuning.space import GROUP, check_seeds, read_space
 from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout
 
@@ -63,26 +64,39 @@ def run(search: Search, *, jobs: int) -> int:
     """Make all trials, round by round, and write the report.
 
     Returns:
-        The exit code: 0, or that of the first round in which a run crashed or could not start.
+        The exit code: 0, or that of the first round in which a run crashed, could not start, or is
+        with another process.
     """
+    refuse_links(search.folder, search.folder.parents[1])
     studies = [OptimizerStudy(search, optimizer) for optimizer in search.optimizers]
     while trials := [trial for study in studies for trial in study.choose_round()]:
         last = max(trial.number for trial in trials)
         print(f"trials {trials[0].number + 1} to {last + 1} of {search.trials}, all optimizers")
         specs = [spec for trial in trials for spec in trial.specs]
-        failed = [
-            outcome
-            for outcome in run_missing(specs, jobs=jobs)
-            if outcome.status not in ("done", "diverged")
-        ]
+        outcomes = run_missing(specs, jobs=jobs)
+        left = [outcome for outcome in outcomes if outcome.status == "elsewhere"]
+        failed = [o for o in outcomes if o.status not in ("done", "diverged", "elsewhere")]
         for outcome in failed:
             print(
                 f"error: {outcome.directory} {outcome.status}: {outcome.message}", file=sys.stderr
             )
         if failed:
             return 2 if all(outcome.status == "refused" for outcome in failed) else 1
-    for path in write_report(search, studies):
-        print(path)
+        if left:
+            print(
+                f"{len(left)} runs are with another process: left alone; this command, typed again "
+                "when they have ended, goes on",
+                file=sys.stderr,
+            )
+            return INCOMPLETE
+    try:
+        for path in write_report(search, studies):
+            print(path)
+    except UnwritableError as error:
+        if not error.forbidden:
+            raise
+        print(summary_markdown(search, studies))
+        print(f"not written: {error}", file=sys.stderr)
     return 0
 
 

@@ -32,6 +32,8 @@ def run(directory: Path) -> None:
     Raises:
         UserError: there is no usable config, or it was edited after the directory was made.
     """
+    if directory.is_symlink():  # named by the user: the directory that it leads to is meant
+        directory = directory.resolve()
     spec = RunSpec.load(directory / CONFIG_FILE)
     if directory.resolve().name != spec.directory.name:
         raise UserError(

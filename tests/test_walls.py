@@ -1,6 +1,7 @@
 """The walls between the rooms (docs/architecture.md), kept over the imports of every file."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_collectives_stay_where_processes_are_known():
         ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors"]),
         (
             "analysis/judging",
-            ["analysis.judging", "analysis.measuring", "contestants", "errors"],
+            ["analysis.judging", "analysis.measuring", "contestants", "runs.atomic", "errors"],
         ),
     ],
 )
@@ -100,13 +101,21 @@ def test_analysis_knows_run_files_alone():
             "experiments.errors",
             "experiments.contestants",
             "experiments.runs.deciding",
+            "experiments.runs.atomic",
+            "experiments.runs.owned_folder",
         )
 
     assert violations(sources("experiments/analysis"), forbidden) == []
-    # Names of config files and keys are all that it may learn besides.
+    # Names of config files and keys, and how files are written, are all that it may learn besides.
     names = ("contestants", "errors", "runs/__init__", "runs/deciding")
+    names += ("runs/atomic", "runs/owned_folder")
     shared = [ROOT / f"experiments/{name}.py" for name in names]
-    assert violations(shared, lambda m: m.split(".")[0] not in STANDARD) == []
+
+    def beyond(module):
+        own = within(module, "experiments.errors", "experiments.runs.atomic")
+        return not own and module.split(".")[0] not in STANDARD
+
+    assert violations(shared, beyond) == []
 
 
 def test_the_report_knows_files_alone():
@@ -114,7 +123,11 @@ def test_the_report_knows_files_alone():
         if within(module, "torch", "torchvision", "mlbfgs"):
             return True
         return within(module, "experiments") and not within(
-            module, "experiments.report", "experiments.analysis", "experiments.errors"
+            module,
+            "experiments.report",
+            "experiments.analysis",
+            "experiments.errors",
+            "experiments.runs.owned_folder",
         )
 
     assert violations(sources("experiments/report"), forbidden) == []
@@ -130,3 +143,61 @@ def test_oracles_do_not_import_what_they_judge():
 @pytest.mark.parametrize("folder", ["configs", "scripts"])
 def test_configs_and_scripts_hold_no_python(folder):
     assert list((ROOT / folder).rglob("*.py")) == []
+
+
+# Where files may be written, moved or removed without experiments/runs/atomic.py, and why.
+WRITES_BY_ITSELF = {
+    "runs/atomic.py": "it is the way",
+    "runs/owned_folder.py": "removes what its list names",
+    "runs/directory.py": "cuts and overwrites files that it holds the lock of",
+    "runs/metrics.py": "appends",
+    "training/checkpoint.py": "renames a folder before it removes it",
+    "training/sharded_checkpoint.py": "makes the folder that torch writes into",
+    "training/clock.py": "/proc",
+    "data/decoded_cache.py": "makes the cache's folder: a full disk costs a warning",
+    "data/synthetic.py": "fills a temporary folder, then renames it",
+    "analysis/showing/figures.py": "draws into memory",
+    "analysis/showing/theory_figures.py": "draws into memory",
+    "benchmarks/data.py": "links images in a temporary folder",
+}
+WRITING = {
+    *("write_text", "write_bytes", "savefig", "copyfile", "copytree", "copy2", "rmtree", "unlink"),
+    *("mkdir", "makedirs", "mkstemp", "rename", "renames", "touch", "symlink_to", "hardlink_to"),
+    *("rmdir", "removedirs", "truncate", "ftruncate", "chmod", "to_csv", "tofile"),
+}
+OF_OS = {"os.replace", "os.remove", "os.link", "os.symlink", "shutil.move", "shutil.copy"}
+SAVING = {"torch.save", "np.save", "np.savez", "image.save", "json.dump"}
+HANDLES = {"handle", "file", "buffer"}
+
+
+def is_writing(call: ast.Call) -> bool:
+    """Whether a call writes, moves or removes files by itself; into an open file it may."""
+    text = ast.unparse(call.func)
+    name = text.rpartition(".")[2]
+    if name in WRITING or text in OF_OS:
+        return True
+    if text == "os.open":
+        return bool(re.search("O_WRONLY|O_RDWR|O_CREAT", ast.unparse(call)))
+    if name in ("open", "fdopen"):
+        values = [*call.args, *(keyword.value for keyword in call.keywords)]
+        modes = [value.value for value in values if isinstance(value, ast.Constant)]
+        return any(re.fullmatch(r"[rbt+]*[wax+][rbt+]*", str(mode)) for mode in modes)
+    return text in SAVING and not HANDLES & {ast.unparse(value) for value in call.args}
+
+
+def writes(path: Path) -> list[str]:
+    """Calls of a file that write, move or remove files by themselves."""
+    calls = (n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call))
+    name = path.relative_to(ROOT)
+    return [f"{name}:{call.lineno}: {ast.unparse(call)}" for call in calls if is_writing(call)]
+
+
+def test_files_are_written_by_the_one_module_that_survives_a_full_disk_and_follows_no_link():
+    files = [
+        p
+        for p in sources("experiments")
+        if str(p.relative_to(ROOT / "experiments")) not in WRITES_BY_ITSELF
+    ]
+    assert [line for path in files for line in writes(path)] == []
+    for name in WRITES_BY_ITSELF:
+        assert writes(ROOT / "experiments" / name), f"{name} no longer writes: strike it out"

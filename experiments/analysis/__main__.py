@@ -55,12 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for summary in summaries:
         if options.experiment:
             print(summary.terminal())
-            print("Written:")
+            print("Written:" if summary.paths else "Nothing written.")
             for path in summary.paths:
                 print(f"  {path}")
         else:
-            print(summary.paths[0])
-    return 0
+            print(*summary.paths[:1])
+    unwritten = [summary.unwritten for summary in summaries if summary.unwritten]
+    for reason in unwritten:
+        print(f"error: {reason}", file=sys.stderr)
+    return 2 if unwritten else 0
 
 
 def _summaries(results_dir: Path, options: argparse.Namespace) -> list[Summary]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from experiments.analysis.showing.deviations import ledger_document
 from experiments.errors import UserError
+from experiments.runs.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = ("README.md", "docs/optimizer.md", "docs/distributed.md", "docs/deviations.md")
@@ -102,7 +103,11 @@ def main(
             )
             code = 1
         else:
-            (root / name).write_text(after, encoding="utf-8")
+            try:
+                write_atomically(root / name, after)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
     return code
 
 

@@ -12,7 +12,6 @@ time: on a busy machine several processes get more of it than one, and wall time
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
@@ -31,6 +30,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from experiments.benchmarks.data_report import markdown
+from experiments.benchmarks.measure import exit_status, folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.data import InMemoryData, cifar
 from experiments.data.batches import RawData
@@ -39,7 +39,6 @@ from experiments.data.prepare import prepare
 from experiments.data.settings import CifarSettings, read_dataset
 from experiments.errors import UserError
 from experiments.models import build_model
-from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 
 CIFAR_BATCH = 256  # M Appendix A.4.1
@@ -304,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(chosen.threads)
     sample = chosen.images or chosen.data / "imagenet-sample" / "val"
     try:
+        folder = folder_for(chosen.out, "data")
         result = {
             "origin": describe_origin(CPU),
             "threads": torch.get_num_threads(),
@@ -315,13 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "data.json", json.dumps(result, indent=2) + "\n")
-    page = markdown(result)
-    write_atomically(chosen.out / "data.md", page)
-    print(page)
+    write_measured(folder, "data", result, markdown(result))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

@@ -24,6 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.benchmarks.distributed_report import markdown
+from experiments.benchmarks.measure import exit_status, folder_for, write_measured
 from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
@@ -180,8 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
         with join_ranks(use_gpu=False, timeout_s=TIMEOUT_S) as ranks:
             measured = measure_network(chosen.networks[0], ranks)
             if ranks.leads:
-                chosen.as_rank.write_text(json.dumps(measured))
+                write_atomically(chosen.as_rank, json.dumps(measured))
         return
+    folder = folder_for(chosen.out, "distributed")
     result = {
         "origin": describe_origin(torch.device("cpu")),
         "history_size": HISTORY_SIZE,
@@ -194,15 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
             for name in chosen.networks
         },
     }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "distributed.json", json.dumps(result, indent=2) + "\n")
-    table = markdown(result)
-    write_atomically(chosen.out / "distributed.md", table)
-    print(table)
+    write_measured(folder, "distributed", result, markdown(result))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(exit_status(main))

@@ -1,13 +1,20 @@
-"""What the benchmarks share: seconds of a call, medians of rounds, bytes of a state, pairs."""
+"""What the benchmarks share: seconds of a call, medians, bytes of a state, pairs, files."""
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from experiments.errors import UserError
+from experiments.runs.owned_folder import OwnedFolder
 
 
 def time_of(run: Callable[[], object], device: torch.device | None = None) -> float:
@@ -65,3 +72,43 @@ def pairs_like_training(
     for _ in range(count):
         s = [0.9 * v + 1e-3 * torch.randn(v.shape, generator=generator) for v in s]
         yield s, [v * h for v, h in zip(s, curvature, strict=True)]
+
+
+def folder_for(out: Path, name: str) -> OwnedFolder:
+    """The folder of a benchmark's two files, checked before minutes are spent on them.
+
+    Args:
+        out: the folder.
+        name: of the files, without their endings.
+
+    Raises:
+        UserError: it cannot be written, or holds files of these names from elsewhere.
+    """
+    folder = OwnedFolder(out)
+    folder.claim([f"{name}.json", f"{name}.md"])
+    return folder
+
+
+def write_measured(folder: OwnedFolder, name: str, result: Mapping[str, Any], page: str) -> None:
+    """Print what was measured, then write it: a full disk does not cost the numbers.
+
+    Args:
+        folder: where to.
+        name: of the files, without their endings.
+        result: content of the JSON file.
+        page: the same as Markdown.
+
+    Raises:
+        UserError: the files cannot be written.
+    """
+    print(page)
+    folder.replace({f"{name}.json": json.dumps(result, indent=2) + "\n", f"{name}.md": page})
+
+
+def exit_status(command: Callable[[], int | None]) -> int:
+    """Run a benchmark's main function; 2 after a mistake of the user, told in one line."""
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -17,7 +17,6 @@ in memory, and the peak of its real steps is measured.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -30,12 +29,12 @@ from omegaconf import OmegaConf
 from experiments.benchmarks.contender import EXPERIMENT, OneBatch, network
 from experiments.benchmarks.cost_report import markdown
 from experiments.benchmarks.cost_rounds import Plan, measure_apart, measure_together
+from experiments.benchmarks.measure import exit_status, folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.contestants import options
 from experiments.data.shapes import data_shape
 from experiments.errors import UserError, nearest
 from experiments.optimizers import build_optimizer
-from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from experiments.training.task import choose_device
 
@@ -101,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
     try:
+        folder = folder_for(chosen.out, chosen.name)
         device = choose_device(chosen.device)
         names, left_out = available(chosen.optimizers, chosen.experiment)
         plan = Plan(
@@ -132,13 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "printed_over_sgd": printed_ratios(chosen.experiment),
         **measured,
     }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / f"{chosen.name}.json", json.dumps(result, indent=2) + "\n")
-    page = markdown(result)
-    write_atomically(chosen.out / f"{chosen.name}.md", page)
-    print(page)
+    write_measured(folder, chosen.name, result, markdown(result))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

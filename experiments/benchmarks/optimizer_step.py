@@ -11,9 +11,9 @@ steps of a contender lie the steps of all others, whose memory is many times any
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from experiments.benchmarks.measure import medians, pairs_like_training, state_bytes, time_of
+from experiments.benchmarks.measure import (
+    exit_status,
+    folder_for,
+    medians,
+    pairs_like_training,
+    state_bytes,
+    time_of,
+    write_measured,
+)
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
-from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS
 
@@ -252,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
+    folder = folder_for(chosen.out, "optimizer_step")
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
     result = {
@@ -262,12 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
         "sizes": {name: measure(name, chosen.rounds) for name in NETWORKS},
         "end_to_end": end_to_end("resnet50", max(3, chosen.rounds // 2)),
     }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "optimizer_step.json", json.dumps(result, indent=2) + "\n")
-    table = markdown(result)
-    write_atomically(chosen.out / "optimizer_step.md", table)
-    print(table)
+    write_measured(folder, "optimizer_step", result, markdown(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

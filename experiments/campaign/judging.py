@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.campaign.campaign import Campaign, Plan
 from experiments.campaign.selection import Selection
+from experiments.runs.atomic import UnwritableError
 from experiments.runs.outcome import Outcome
 
 
@@ -21,6 +22,9 @@ def judge(
     scale: str,
 ) -> int:
     """Judge what there is, print it, and turn the outcomes into an exit code.
+
+    Where this user may not write into the results, verdicts are printed and a line says that no
+    file was written.
 
     Args:
         campaigns: what was run.
@@ -64,6 +68,8 @@ def _summarise(campaign: Campaign, plan: Plan, *, alone: bool) -> None:
     else:
         counts = verdict_lines(summary.verdicts)[0] if summary.verdicts else "no claim"
         print(f"{campaign.experiment}: {counts}; {campaign.summary_dir / 'summary.md'}", flush=True)
+    if summary.unwritten:
+        print(f"not written: {summary.unwritten}", file=sys.stderr)
 
 
 def _judge_claims(selection: Selection, results_dir: Path, scale: str) -> None:
@@ -87,8 +93,13 @@ def _judge_claims(selection: Selection, results_dir: Path, scale: str) -> None:
         for verdict in verdicts:
             if verdict.claim.kind == "theory":
                 print(f"{verdict.claim.id}: {verdict}")
-    for path in write_page(registry):
-        print(path)
+    try:
+        for path in write_page(registry):
+            print(path)
+    except UnwritableError as error:
+        if not error.forbidden:
+            raise
+        print(f"not written: {error}", file=sys.stderr)
 
 
 def _exit_code(outcomes: Sequence[Outcome], waiting: Sequence[str]) -> int:

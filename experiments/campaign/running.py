@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from experiments.campaign.progress import Progress
 from experiments.launching.launch import launch
 from experiments.launching.pool import WorkerPool
-from experiments.runs.outcome import Outcome, finished_outcome, freeze
+from experiments.runs.directory import InUseError
+from experiments.runs.outcome import Outcome, elsewhere, finished_outcome, freeze
 from experiments.runs.spec import RunSpec
 
 # Launchers whose runs a process of the pool makes; the others start processes of their own.
@@ -25,7 +26,8 @@ def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
             there are several.
 
     Returns:
-        One outcome per run, those that were finished before first.
+        One outcome per run, those that were finished before first. Runs that another process has
+        are left alone, `elsewhere`.
 
     Raises:
         UserError: the directory of a run cannot be used, or a launcher cannot start it.
@@ -41,13 +43,21 @@ def run_missing(specs: Sequence[RunSpec], *, jobs: int) -> list[Outcome]:
         return outcomes
     pooled = [spec for spec in missing if spec.config.launch.name in _POOLED]
     others = [spec for spec in missing if spec.config.launch.name not in _POOLED]
+    left, frozen = [], []
     for spec in pooled:
-        freeze(spec)
-    progress = Progress(missing, finished_before=len(outcomes))
-    outcomes += _run_in_pool(pooled, jobs, progress)
+        try:
+            freeze(spec)
+            frozen.append(spec)
+        except InUseError as error:
+            left.append(elsewhere(spec, error))
+    progress = Progress([*frozen, *others], finished_before=len(outcomes))
+    outcomes += [*left, *_run_in_pool(frozen, jobs, progress)]
     for spec in others:
         progress.show((spec.directory,))
-        outcomes.append(launch(spec))
+        try:
+            outcomes.append(launch(spec))
+        except InUseError as error:
+            outcomes.append(elsewhere(spec, error))
         progress.ended(outcomes[-1])
     return outcomes
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.batches import ImageSet
+from experiments.runs.atomic import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,9 @@ def _read(path: Path) -> ImageSet | None:
 
 
 def _write(path: Path, images: ImageSet) -> None:
-    """Write under another name and rename, so that no reader ever sees half a file."""
-    temporary: str | None = None
+    """Keep the images; no reader ever sees half a file, and a full disk costs a warning."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own for every writer: several runs may decode at the same time.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, images=images.images, labels=images.labels)
-        os.replace(temporary, path)
+        replace_file(path, lambda file: np.savez(file, images=images.images, labels=images.labels))
     except OSError as error:
         logger.warning("decoded images cannot be kept in %s (%s)", path.parent, error)
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

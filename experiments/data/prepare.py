@@ -16,7 +16,6 @@ takes 262 GB and changes none.
 from __future__ import annotations
 
 import argparse
-import errno
 import fcntl
 import hashlib
 import logging
@@ -42,7 +41,14 @@ from experiments.data.imagenet.prepared import SPLITS, Plan, Shard
 from experiments.data.imagenet.source import EncodedSplit, ResizedSplit, UnreadableError
 from experiments.data.settings import read_dataset
 from experiments.errors import UserError
-from experiments.runs.atomic import remove_leftovers, write_atomically
+from experiments.runs.atomic import (
+    NO_SPACE,
+    UnwritableError,
+    make_folder,
+    open_own,
+    remove_leftovers,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +57,6 @@ SHARD_SIZE = 8192
 #: Bytes of a pixel in the JPEG form, measured on originals of ImageNet and rounded up.
 JPEG_BYTES_PER_PIXEL = 0.5
 LOCK_FILE = "lock"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REPORT_EVERY_S = 30.0
 
 
@@ -107,9 +112,11 @@ def prepare(
         verify: read the shards that are there and make damaged ones again.
 
     Raises:
-        UserError: the originals are incomplete, the folder is in use, holds something else or has
-            no space, or too many images are unreadable.
+        UserError: the originals are incomplete, the folder is in use, holds something else, is
+            that of the originals or within it or around it, has no space, or too many images are
+            unreadable.
     """
+    refuse_nested(find.root_folder(settings), target)
     sources = find.find_encoded(settings)
     for name, source in sources.items():
         find.check(settings, name, source.labels, find.root_folder(settings))
@@ -130,8 +137,47 @@ def prepare(
             found = len(shards)
             _make_missing(shards, sources, plan, target, settings, workers)
             return _finish(plan, target, shards, found)
+        except UnwritableError as error:
+            raise UserError(f"{error}; {prepared.AGAIN}") from error
         except OSError as error:
             raise _cannot_write(error, target) from error
+
+
+def refuse_nested(source: Path, target: Path) -> None:
+    """Refuse to write where the originals are.
+
+    Raises:
+        UserError: one of the two folders is the other, or lies in it, under whatever name.
+    """
+    for inner, outer in ((target, source), (source, target)):
+        for folder in (inner.resolve(), *inner.resolve().parents):
+            if folder.exists() and outer.exists() and folder.samefile(outer):
+                raise UserError(
+                    f"the prepared form cannot go to {str(target)!r}: it and the originals in "
+                    f"{str(source)!r} need folders of their own, neither within the other"
+                )
+
+
+def refuse_foreign(target: Path) -> None:
+    """Refuse a folder that holds something, but no preparation.
+
+    Raises:
+        UserError: it does.
+    """
+    own = {LOCK_FILE, prepared.PLAN_FILE}
+    try:
+        found = {path.name for path in target.iterdir()} if target.exists() else set()
+        for split in SPLITS:  # an empty one was left by a process that was killed early
+            if (target / split).is_dir() and not any((target / split).iterdir()):
+                own.add(split)
+    except OSError as error:
+        raise UserError(f"{str(target)!r} cannot be written ({error})") from error
+    foreign = sorted(n for n in found - own if not n.startswith(f"{prepared.PLAN_FILE}."))
+    if foreign and prepared.PLAN_FILE not in found:
+        raise UserError(
+            f"{str(target)!r} holds no preparation, but {foreign[0]!r}: name a folder that is "
+            "empty or absent"
+        )
 
 
 @contextmanager
@@ -139,13 +185,15 @@ def locked(target: Path) -> Iterator[None]:
     """Hold the folder for this process; the lock disappears with it however it ends.
 
     Raises:
-        UserError: another preparation holds it, or the folder cannot be written.
+        UserError: another preparation holds it, or the folder is somebody else's or cannot be
+            written.
     """
+    refuse_foreign(target)
     try:
         for split in SPLITS:
-            (target / split).mkdir(parents=True, exist_ok=True)
-        handle = os.open(target / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
+            make_folder(target / split, below=target)
+        handle = open_own(target / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+    except (OSError, UnwritableError) as error:
         raise UserError(f"{str(target)!r} cannot be written ({error})") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +234,7 @@ def _existing(plan: Plan, target: Path, *, verify: bool) -> dict[tuple[str, int]
     """The finished shards; what a killed process left half done is deleted."""
     shards = {}
     for split in SPLITS:
-        remove_leftovers(target / split)
+        remove_leftovers(target / split, prepared.SHARD_NAMES)
         for number, images in enumerate(plan.shards(split)):
             shard = prepared.read_shard(target, split, number)
             if shard is None or len(shard.labels) != len(images):

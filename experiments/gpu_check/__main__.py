@@ -35,7 +35,7 @@ from experiments.gpu_check.trainings import (
     compile_check,
     training_checks,
 )
-from experiments.runs.atomic import write_atomically
+from experiments.runs.owned_folder import OwnedFolder
 from experiments.runs.provenance import describe_origin
 from experiments.training.task import choose_device
 
@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/gpu_check.json"))
     chosen = parser.parse_args(arguments)
     try:
+        folder_of_report = OwnedFolder(chosen.out.parent)
+        folder_of_report.claim([chosen.out.name])
         parts = _chosen("--parts", chosen.parts, PARTS)
         if chosen.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda, but torch sees no GPU; --device cpu tries the rest")
@@ -88,11 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     report = _report(scope, records)
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out, json.dumps(report, indent=2) + "\n")
     print(f"{', '.join(f'{n} {status}' for status, n in report['counts'].items())}: {chosen.out}")
     for name in report["failed"]:
         print(f"FAILED {name}")
+    try:
+        folder_of_report.replace({chosen.out.name: json.dumps(report, indent=2) + "\n"})
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 1 if report["failed"] else 0
 
 

@@ -20,8 +20,8 @@ from typing import Any
 from experiments.errors import UserError
 from experiments.launching.launch import run_here
 from experiments.launching.processes import thread_environment
-from experiments.runs.directory import CONFIG_FILE
-from experiments.runs.outcome import Outcome, finished_outcome, recorded_outcome
+from experiments.runs.directory import CONFIG_FILE, InUseError
+from experiments.runs.outcome import Outcome, elsewhere, finished_outcome, recorded_outcome
 from experiments.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,8 @@ def _train_frozen(directory: Path) -> Outcome:
     try:
         spec = RunSpec.load(directory / CONFIG_FILE)
         return finished_outcome(spec) or run_here(spec)
+    except InUseError as error:
+        return elsewhere(spec, error)
     except UserError as error:
         return Outcome(directory, "refused", str(error))
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.errors import UserError
 from experiments.launching import torchrun
 from experiments.launching.processes import shell_line
+from experiments.runs.atomic import make_folder
 from experiments.runs.outcome import Outcome, freeze, recorded_outcome
 from experiments.runs.spec import RunSpec
 
@@ -211,7 +212,7 @@ def submit(spec: RunSpec, settings: SlurmSettings) -> Outcome:
     import submitit
 
     freeze(spec)
-    folder = spec.directory / LOG_FOLDER
+    folder = make_folder(spec.directory / LOG_FOLDER, below=spec.directory)
     executor = submitit.AutoExecutor(
         folder=folder,
         cluster=settings.cluster,

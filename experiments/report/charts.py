@@ -281,8 +281,9 @@ def _unfinished(trace: Trace, x: Scale, y: Scale, ceiling: float) -> str:
     points = points_of(x, y, trace.x, np.minimum(trace.y, ceiling))
     at, height = points[-1]
     told = f"seed {trace.run.seed} so far, {trace.run.progress}: {short(trace.y[-1])}; not counted"
-    ring = f'<circle class="ring" cx="{at:.1f}" cy="{height:.1f}" r="5"><title>{told}</title>'
-    return f"{svg.polyline(points, 'line thin')}{ring}</circle>"
+    ring = f'<circle class="ring" cx="{at:.1f}" cy="{height:.1f}" r="5">'
+    ring += f"<title>{escape(told)}</title></circle>"
+    return f"{svg.polyline(points, 'line thin')}{ring}"
 
 
 def points_of(x: Scale, y: Scale, at: FloatArray, values: FloatArray) -> list[tuple[float, float]]:

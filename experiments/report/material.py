@@ -69,11 +69,15 @@ class Material:
 
     def fingerprint(self) -> str:
         """Twelve hex digits of everything that the report is made of."""
+        return self.digest()[:12]
+
+    def digest(self) -> str:
+        """The SHA-256 of everything that the report is made of, in hex."""
         digest = hashlib.sha256()
         for path in _sources(self.results_dir):
             digest.update(path.relative_to(self.results_dir).as_posix().encode() + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return digest.hexdigest()[:12]
+        return digest.hexdigest()
 
 
 def load_material(results_dir: Path) -> Material:
@@ -105,4 +109,5 @@ def runs_of(results: Sequence[Results]) -> tuple[Run, ...]:
 
 def _sources(results_dir: Path) -> Iterator[Path]:
     for pattern in _SOURCES:
-        yield from sorted(path for path in results_dir.glob(pattern) if path.is_file())
+        found = (path for path in results_dir.glob(pattern) if path.is_file())
+        yield from sorted(path for path in found if not path.name.startswith("."))

@@ -12,8 +12,12 @@ from markupsafe import Markup
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.groups import Group, Results, display_name
 from experiments.analysis.showing.deviations import Deviation, measured
+from experiments.errors import UserError
 from experiments.report.markdown import images_in, to_html
 from experiments.report.material import Material
+
+# Of a picture beside a text; SVG may hold scripts.
+_PICTURE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(png|jpe?g)")
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,26 @@ class LedgerRow:
     command: str
 
 
+def own_file(path: Path) -> Path:
+    """A file of the results whose content a page shows.
+
+    Raises:
+        UserError: it is a link, which may show what belongs to no results.
+    """
+    if path.is_symlink():
+        raise UserError(f"{path} is a link, whose target no report shows: put the file there")
+    return path
+
+
 def theory_document(material: Material, to_results: str) -> Document | None:
     """The page of the claims that need no training; None where the results have none."""
     folder = material.results_dir / "theory"
     path = folder / "README.md"
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
-    names = [name for name in images_in(text) if (folder / name).is_file()]
+    text = own_file(path).read_text(encoding="utf-8")
+    names = [name for name in images_in(text) if _PICTURE.fullmatch(name)]
+    names = [name for name in names if own_file(folder / name).is_file()]
     title, body = _without_title(text)
     return Document(
         name="theory",
@@ -84,7 +100,7 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
     folder = material.results_dir / "benchmarks"
     documents = []
     for path in sorted((*folder.glob("*.md"), *folder.glob("*.txt"))):
-        text = path.read_text(encoding="utf-8")
+        text = own_file(path).read_text(encoding="utf-8")
         sources = [path, *(p for p in [path.with_suffix(".json")] if p.is_file())]
         if path.suffix == ".md":
             title, rest = _without_title(text)
@@ -101,8 +117,8 @@ def tuning_documents(material: Material, to_results: str) -> list[Document]:
     """Every search of settings: best and median trials, all trials and what was chosen linked."""
     documents = []
     for path in sorted((material.results_dir / "tuning").glob("*/summary.md")):
-        title, rest = _without_title(path.read_text(encoding="utf-8"))
-        sources = sorted(file for file in path.parent.iterdir() if file.is_file())
+        title, rest = _without_title(own_file(path).read_text(encoding="utf-8"))
+        sources = sorted(file for file in path.parent.iterdir() if _is_shown(file))
         links = _links(sources, material, to_results)
         documents.append(Document(path.parent.name, title, to_html(rest), links))
     return documents
@@ -146,6 +162,10 @@ def _links(
 ) -> tuple[tuple[str, str], ...]:
     places = [path.relative_to(material.results_dir).as_posix() for path in paths]
     return tuple((place, f"{to_results}/{place}") for place in places)
+
+
+def _is_shown(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
 
 
 def _without_title(text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.measures import FALLING_METRICS, measure_named
 from experiments.analysis.measuring.pairing import compare_groups
 from experiments.errors import UserError, nearest
-from experiments.report.markdown import to_html
+from experiments.report.markdown import Later, to_html
 
 FOLDER = Path(__file__).resolve().parent / "prose"
 _PLACEHOLDER = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}|`[^`]*`", re.S)
+# Around what comes from the results, which Markdown is not to read.
+_MARKS = "\ue002\ue003"
 # Numbers that are names: ResNet-18, CIFAR-10, Table 3, section 5.1, patch 16.
 _NAME = re.compile(
     r"[A-Za-zé]+-\d+|\b(?:Table|Figure|Section|Appendix|Lemma|Theorem|Algorithm) [A-Z]?\.?\d[\d.]*"
@@ -46,15 +49,19 @@ def experiment_prose(
     Raises:
         UserError: a typed number, an unknown name, or a statement that does not hold.
     """
-    return render(folder / f"{experiment}.md", _functions(all_results))
+    if "/" in experiment:
+        return Markup("")
+    later = Later(_MARKS)
+    return render(folder / f"{experiment}.md", _functions(all_results, later), later)
 
 
-def render(path: Path, values: Mapping[str, Any]) -> Markup:
+def render(path: Path, values: Mapping[str, Any], later: Later) -> Markup:
     """Fill one text; empty where the file does not exist.
 
     Args:
         path: the Markdown template.
         values: what its placeholders may name.
+        later: what the placeholders leave to be put in.
 
     Raises:
         UserError: as `experiment_prose`.
@@ -65,7 +72,8 @@ def render(path: Path, values: Mapping[str, Any]) -> Markup:
     refuse_typed_numbers(text, path.name)
     environment = Environment(undefined=StrictUndefined, autoescape=False)
     try:
-        return to_html(environment.from_string(text).render(values), lower=0)
+        filled = environment.from_string(text).render(values)
+        return Markup(later.put_into(to_html(filled, lower=0)))
     except (TemplateError, TypeError) as error:
         raise UserError(f"prose/{path.name}: {error}") from error
     except UserError as error:
@@ -88,7 +96,7 @@ def refuse_typed_numbers(text: str, name: str) -> None:
             )
 
 
-def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
+def _functions(all_results: Sequence[Results], later: Later) -> dict[str, Callable[..., Any]]:
     def at(scale: str | None) -> Results:
         known = {results.scale: results for results in all_results}
         name = next(iter(known)) if scale is None else scale
@@ -103,27 +111,30 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
             raise UserError(f"{len(groups)} groups of {contestant!r}: {nearest(contestant, names)}")
         return groups[0]
 
-    def ours(contestant: str, measure: str, scale: str | None = None) -> Markup:
+    def traced(results: Results, groups: Sequence[Group], text: str) -> str:
+        return later.mark(_traced(results, groups, text))
+
+    def ours(contestant: str, measure: str, scale: str | None = None) -> str:
         results = at(scale)
         group = group_of(results, contestant)
         value = estimate_of(results, group, measure)
         told = measure_named(measure)
         text = quantities.estimate(value, told.kind, infinite=told.infinite)
-        return _traced(results, [group], text)
+        return traced(results, [group], text)
 
-    def difference(subject: str, reference: str, measure: str, scale: str | None = None) -> Markup:
+    def difference(subject: str, reference: str, measure: str, scale: str | None = None) -> str:
         results = at(scale)
         first, second = group_of(results, subject), group_of(results, reference)
         found = compare_groups(results, first, second, measure)
         kind = measure_named(measure).kind
-        return _traced(results, [first, second], quantities.comparison(found, kind))
+        return traced(results, [first, second], quantities.comparison(found, kind))
 
     def setting(path: str, scale: str | None = None) -> str:
         runs = [run for group in at(scale).groups for run in group.runs]
         values = {str(_lookup(run.config, path)) for run in runs}
         if len(values) != 1:
             raise UserError(f"{path} differs between the runs: {', '.join(sorted(values))}")
-        return values.pop()
+        return later.mark(escape(values.pop()))
 
     def holds(
         subject: str,
@@ -167,7 +178,7 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         found = [results for results in all_results if results.scale == scale]
         return any(group.unfinished for r in found for group in r.of_contestant(contestant))
 
-    def so_far(contestant: str, metric: str, scale: str | None = None) -> Markup:
+    def so_far(contestant: str, metric: str, scale: str | None = None) -> str:
         """The last value of a metric in each run that is not over, and the epoch it is of."""
         results = at(scale)
         group = group_of(results, contestant)
@@ -180,7 +191,7 @@ def _functions(all_results: Sequence[Results]) -> dict[str, Callable[..., Any]]:
         ]
         if not told:
             raise UserError(f"no unfinished run of {contestant!r}")
-        return _traced(results, [group], "; ".join(told))
+        return traced(results, [group], "; ".join(told))
 
     functions = (ours, difference, setting, holds, has, unfinished, so_far)
     return {function.__name__: function for function in functions}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
@@ -28,9 +28,16 @@ from experiments.report.other_pages import (
     tuning_documents,
 )
 from experiments.report.prose import experiment_prose
+from experiments.runs.owned_folder import OwnedFolder
 
 _HERE = Path(__file__).resolve().parent
 STATIC = ("report.css", "report.js")
+# What a page may load and run: its own style and script, which carry the number `{nonce}`, and
+# images. Nothing that found its way into a page does, whatever it is.
+POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
+    "style-src-attr 'unsafe-inline'; img-src 'self' file:; base-uri 'none'; form-action 'none'"
+)
 _LINK = re.compile(r'\s(?:href|src)="([^"#][^"]*)"')
 _ANCHOR = re.compile(r'href="#([^"]+)"')
 _SOURCES = re.compile(r'data-src="([^"]+)"')
@@ -60,32 +67,45 @@ def build(results_dir: Path, out_dir: Path) -> list[Path]:
     """Write the report.
 
     Args:
-        results_dir: the directory that holds `runs/` and `summary/claims.json`.
-        out_dir: where the tree goes; what an earlier report left there is replaced.
+        results_dir: the directory that holds `runs/` and `summary/claims.json`; what stands in it
+            may come from anybody.
+        out_dir: where the tree goes: a new or empty folder, or an earlier report, which is
+            replaced.
 
     Returns:
         The files written.
 
     Raises:
         UserError: the results cannot be read, contradict the prose, or the directory cannot be
-            written.
+            written or holds something else.
     """
     material = load_material(results_dir)
     to_results = Path(os.path.relpath(results_dir, out_dir)).as_posix()
     theory = theory_document(material, to_results)
     pages = _pages(material, to_results, theory)
     environment = _environment()
-    shared = {"pages": pages, "summary": _summary(material)}
-    assert len({page.file for page in pages}) == len(pages), "two pages of one name"
+    nonce = hashlib.sha256(f"nonce {material.digest()}".encode()).hexdigest()[:32]
+    shared = {"pages": pages, "summary": _summary(material), "nonce": nonce}
+    shared["policy"] = POLICY.format(nonce=nonce)
+    for page in pages:
+        if sum(page.file == other.file for other in pages) > 1:
+            raise UserError(
+                f"an experiment of {results_dir} is named {page.file.removesuffix('.html')!r}, as "
+                "a page of the report is: rename its folder"
+            )
     texts = {
         page.file: environment.get_template(page.template).render(
             page=page, **shared, **page.values
         )
         for page in pages
     }
-    images = {f"images/theory-{p.name}": p for p in (theory.images if theory else ())}
-    _check_links(texts, {*texts, *STATIC, *images}, out_dir)
-    return _write(out_dir, texts, images)
+    files: dict[str, str | bytes] = {**texts}
+    files |= {name: (_HERE / "static" / name).read_bytes() for name in STATIC}
+    for path in theory.images if theory else ():
+        files[f"images/theory-{path.name}"] = path.read_bytes()
+    _check_links(texts, set(files), out_dir)
+    folder = OwnedFolder(out_dir, alone=True)
+    return list(folder.replace(files, outdated=lambda name: True))
 
 
 def _pages(material: Material, to_results: str, theory: Document | None) -> list[Page]:
@@ -136,12 +156,18 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
+    environment.filters["link"] = link
     environment.filters["inline"] = inline
     return environment
 
 
+def link(path: str) -> str:
+    """The address of a file by its path: no character of a name means anything in it."""
+    return quote(path, safe="/")
+
+
 def _check_links(texts: Mapping[str, str], files: set[str], out_dir: Path) -> None:
-    """Every link leads to a file of the tree or to an existing file outside of it."""
+    """Every link is relative, and leads to a file of the tree or to an existing one outside."""
     for name, text in texts.items():
         ids = set(_ID.findall(text))
         named = {word for found in _SOURCES.findall(text) for word in found.split()}
@@ -149,25 +175,6 @@ def _check_links(texts: Mapping[str, str], files: set[str], out_dir: Path) -> No
             raise UserError(f"{name}: the link #{anchor} leads nowhere")
         for link in sorted(set(_LINK.findall(text))):
             target = unquote(link.partition("#")[0])
-            if target not in files and not os.path.exists(os.path.normpath(out_dir / target)):
+            there = os.path.exists(os.path.normpath(out_dir / target))
+            if target not in files and (target.startswith("/") or not there):
                 raise UserError(f"{name}: the link {link} leads nowhere")
-
-
-def _write(out_dir: Path, texts: Mapping[str, str], images: Mapping[str, Path]) -> list[Path]:
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for old in (*out_dir.glob("*.html"), *out_dir.glob("images/*")):
-            old.unlink()
-        written = []
-        for name, text in texts.items():
-            (out_dir / name).write_text(text, encoding="utf-8")
-            written.append(out_dir / name)
-        for name, source in (*((s, _HERE / "static" / s) for s in STATIC), *images.items()):
-            (out_dir / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, out_dir / name)
-            written.append(out_dir / name)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {out_dir}: {error.strerror}; name another --out"
-        ) from error
-    return written

@@ -3,7 +3,7 @@
 One process at a time works in a run directory. It holds a lock of the operating system, which
 disappears with the process however that ends. A directory whose status says `running` while its
 lock is free was left by a killed process, and is resumed; a run that is done or has diverged is
-finished, and never repeated.
+finished, and never repeated, locked or written to again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.errors import UserError
-from experiments.runs.atomic import remove_leftovers, write_atomically
+from experiments.runs.atomic import (
+    UnwritableError,
+    make_folder,
+    open_own,
+    remove_leftovers,
+    write_atomically,
+)
 from experiments.runs.spec import NUMERICS_MEANING, NUMERICS_ROUNDING, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
@@ -32,6 +40,14 @@ STATUS_FILE = "status.json"
 TRACEBACK_FILE = "traceback.txt"
 CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = "lock"
+# Files of a run that are replaced as a whole, and everything that a run's directory may hold
+# before its config is frozen.
+_REPLACED = r"config\.yaml|meta\.json|status\.json|traceback(-rank\d+)?\.txt"
+_OWN = re.compile(
+    rf"({_REPLACED})(\.[0-9a-f]{{8}}\.tmp)?|lock|metrics\.jsonl|checkpoints|slurm|wandb"
+)
+_TRACEBACK = re.compile(r"traceback(-rank\d+)?\.txt")
+_CHECKPOINT = r"step\d+(-[0-9a-f]{16}(\.pt)?)?"
 # Longer than `is_locked` holds a free lock.
 _LOOK_S = 0.1
 
@@ -54,6 +70,10 @@ class RunStatus:
     message: str = ""
 
 
+class InUseError(UserError):
+    """Another live process has the run."""
+
+
 class RunDirectory:
     """The directory of one run, locked for this process; use `open`, and as a context manager.
 
@@ -73,19 +93,28 @@ class RunDirectory:
     def open(cls, spec: RunSpec, path: Path | None = None) -> RunDirectory:
         """Make or find the directory of a run, lock it, and freeze the config in it.
 
-        A finished run is opened as it is and left untouched.
+        A finished run is opened as it is, without a lock, and left untouched: whoever may read it
+        may open it.
 
         Args:
             spec: the run.
             path: its directory, if the results were moved; `spec.directory` by default.
 
         Raises:
-            UserError: the directory cannot be written, is in use by another process, holds a
-                run whose config decides other numbers, or an unfinished one and `resume=never`.
+            InUseError: another process has it.
+            UserError: the directory cannot be written, is reached through a link, holds what no run
+                wrote, a run whose config decides other numbers, or an unfinished one and
+                `resume=never`.
         """
         path = spec.directory if path is None else path
-        lock = _lock(_make(path))
-        directory = cls(path, spec, lock)
+        directory = cls(path, spec, -1)
+        directory.status = read_status(path)
+        if directory.finished:
+            directory._check_config()
+            return directory
+        results = Path(spec.config.results_dir)
+        _make(path, results if path == spec.directory else path.parent)
+        directory._lock = _lock(path)
         try:
             directory._check_config()
             directory.status = read_status(path)
@@ -147,13 +176,14 @@ class RunDirectory:
         write_atomically(path, json.dumps(meta, indent=2) + "\n")
 
     def record_crash(self, error: BaseException, account: str | None = None) -> None:
-        """Write the traceback of an unexpected error and the status `crashed`.
+        """Write the traceback of an unexpected error, if there is room, and the status `crashed`.
 
         Args:
             error: what this process met.
             account: what lies behind it, in one line, where the error does not say so itself.
         """
-        write_traceback(self.path, error)
+        with suppress(UnwritableError):
+            write_traceback(self.path, error)
         self._write_ending("crashed", account or f"{type(error).__name__}: {error}")
 
     def record_refusal(self, error: UserError) -> None:
@@ -161,9 +191,19 @@ class RunDirectory:
         self._write_ending("refused", str(error))
 
     def _write_ending(self, status: Status, message: str) -> None:
-        """Write a status at the last epoch and step known."""
+        """Write a status at the last epoch and step known.
+
+        What ended the run is told by whoever calls this, and must not be hidden by a disk that has
+        not even room for a status beside the old one: then the old one is overwritten in place.
+        """
         epoch, step = (self.status.epoch, self.status.step) if self.status else (0, 0)
-        self.write_status(RunStatus(status, epoch, step, " ".join(message.split())))
+        ending = RunStatus(status, epoch, step, " ".join(message.split()))
+        try:
+            self.write_status(ending)
+        except UnwritableError:
+            with suppress(OSError):
+                _overwrite(self.path / STATUS_FILE, json.dumps(asdict(ending)) + "\n")
+                self.status = ending
 
     def close(self) -> None:
         """Release the lock; more than once does no harm."""
@@ -199,11 +239,15 @@ class RunDirectory:
 
     def _prepare(self) -> None:
         """Clear what a killed process left and freeze the config as it is asked for now."""
-        remove_leftovers(self.path)
-        for old in self.path.glob("traceback*.txt"):
-            old.unlink()
-        self.checkpoints_path.mkdir(exist_ok=True)
-        remove_leftovers(self.checkpoints_path)
+        make_folder(self.checkpoints_path, below=self.path)
+        try:
+            remove_leftovers(self.path, _REPLACED)
+            remove_leftovers(self.checkpoints_path, _CHECKPOINT)
+            for old in list(self.path.iterdir()):
+                if _TRACEBACK.fullmatch(old.name):
+                    old.unlink()
+        except OSError as error:
+            raise UnwritableError(self.path, error) from error
         self.spec.save(self.path / CONFIG_FILE)
 
 
@@ -253,7 +297,7 @@ def is_locked(path: Path) -> bool:
         path: a run directory; it may not exist.
     """
     try:
-        descriptor = os.open(path / LOCK_FILE, os.O_RDONLY)
+        descriptor = open_own(path / LOCK_FILE, os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -268,19 +312,33 @@ def is_locked(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is corrupt: {error}; delete it to resume the run") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is corrupt: expected a JSON object; delete it to resume the run")
     return content
 
 
-def _make(path: Path) -> Path:
+def _make(path: Path, below: Path) -> None:
+    """Make a run directory, or see that the one that is there is one.
+
+    Raises:
+        UserError: it cannot be made, is reached through a link, or holds what no run wrote.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        make_folder(path, below=below)
+    except UnwritableError as error:
         raise _unwritable(path, error) from error
-    return path
+    try:
+        names = [] if (path / CONFIG_FILE).exists() else sorted(p.name for p in path.iterdir())
+    except OSError as error:
+        raise _unwritable(path, UnwritableError(path, error)) from error
+    foreign = [name for name in names if not _OWN.fullmatch(name)]
+    if foreign:
+        raise UserError(
+            f"{path} is no run directory: it has no {CONFIG_FILE}, but holds {foreign[0]}; move "
+            "that away, or use another results_dir"
+        )
 
 
 def _lock(path: Path) -> int:
@@ -291,15 +349,16 @@ def _lock(path: Path) -> int:
     """
     file = path / LOCK_FILE
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = _open_lock(file)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        refused = UnwritableError(file, error)
+        raise (_unwritable(path, refused) if refused.forbidden else refused) from error
     try:
         _take(descriptor)
     except BlockingIOError as error:
         owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(descriptor)
-        raise UserError(
+        raise InUseError(
             f"run directory in use by pid {owner}: {path}; wait for it, or end that process"
         ) from error
     except OSError as error:
@@ -308,9 +367,18 @@ def _lock(path: Path) -> int:
             f"{file} cannot be locked ({error.strerror}): set results_dir to a file system "
             "that has locks"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # a full disk, or a file that only its owner may write
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _open_lock(file: Path) -> int:
+    """Open the lock; one that another user made under a strict umask can be held unwritten."""
+    try:
+        return open_own(file, os.O_RDWR | os.O_CREAT)
+    except PermissionError:
+        return open_own(file, os.O_RDONLY)
 
 
 def _take(descriptor: int) -> None:
@@ -322,8 +390,19 @@ def _take(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def _overwrite(path: Path, text: str) -> None:
+    """Put a short text in the place of another one, without asking the disk for more room."""
+    descriptor = open_own(path, os.O_WRONLY)
+    try:
+        written = os.pwrite(descriptor, text.encode(), 0)
+        os.ftruncate(descriptor, written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: UnwritableError) -> UserError:
     return UserError(
-        f"results directory cannot be written: {path} ({error.strerror}); "
+        f"results directory cannot be written: {path} ({error.reason}); "
         "set results_dir to a folder that you may write"
     )

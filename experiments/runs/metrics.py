@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.runs.atomic import UnwritableError, open_own, write_atomically
 
 
 @dataclass(frozen=True)
@@ -177,16 +178,18 @@ class MetricsFile:
     """`metrics.jsonl`, open for appending.
 
     Args:
-        path: the file; made where it does not exist.
+        path: the file; made where it does not exist. One that has other names (hard links, as of
+            a copy of the results that shares their files) is replaced by a copy of its own.
         offset: how many of its bytes to keep; the rest is cut off.
 
     Raises:
-        UserError: the file is shorter than `offset`, or what is to be kept is no run of records.
+        UserError: the file is shorter than `offset`, what is to be kept is no run of records, or it
+            cannot be written, as where it is a link.
     """
 
     def __init__(self, path: Path, *, offset: int = 0):
         self.path = path
-        content = path.read_bytes() if path.exists() else b""
+        content = b"" if path.is_symlink() or not path.is_file() else path.read_bytes()
         if len(content) < offset:
             raise UserError(
                 f"{path} has {len(content)} bytes but the checkpoint was written at {offset}: "
@@ -199,28 +202,49 @@ class MetricsFile:
                 "restore the file, or delete the run directory to start over"
             )
         _parse(kept, path)
-        self._handle = open(path, "ab")
-        self._handle.truncate(offset)
-        self._handle.seek(0, os.SEEK_END)
+        if content and path.stat().st_nlink > 1:
+            write_atomically(path, kept)
+        try:
+            self._descriptor = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.ftruncate(self._descriptor, offset)
+        except OSError as error:
+            raise UnwritableError(path, error) from error
+        self._offset = offset
 
     @property
     def offset(self) -> int:
         """Length of the file, bytes."""
-        return self._handle.tell()
+        return self._offset
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record, flushed to the system so that a killed process loses none."""
+        """Write one record, handed to the system so that a killed process loses none.
+
+        Raises:
+            UnwritableError: the disk is full; the file ends with the record before.
+        """
         line = json.dumps(_finite(record), separators=(", ", ": "), allow_nan=False)
-        self._handle.write(line.encode() + b"\n")
-        self._handle.flush()
+        left = memoryview(line.encode() + b"\n")
+        size = len(left)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._offset)
+            raise UnwritableError(self.path, error) from error
+        self._offset += size
 
     def sync(self) -> None:
         """Return once the records are on the disk; a checkpoint must never be ahead of them."""
-        os.fsync(self._handle.fileno())
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise UnwritableError(self.path, error) from error
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
-        self._handle.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from omegaconf import OmegaConf
 
 from experiments.errors import UserError, nearest
+from experiments.runs.atomic import refuse_links
 from experiments.runs.spec import RunSpec
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def build_mirror(spec: RunSpec, path: Path) -> Mirror:
         path: its run directory.
 
     Raises:
-        UserError: `logger.mode` is unknown.
+        UserError: `logger.mode` is unknown, or the folder of wandb's files is a link.
     """
     settings = spec.config.logger
     if settings.name == "files":
@@ -108,6 +109,7 @@ def build_mirror(spec: RunSpec, path: Path) -> Mirror:
     mode = str(settings.get("mode", "offline"))
     if mode not in MODES:
         raise UserError(f"logger.mode={mode!r} is unknown: {nearest(mode, MODES)}")
+    refuse_links(path / "wandb", path)
     return WandbMirror(spec, path)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from experiments.runs.directory import FINISHED, RunDirectory, Status, read_status
+from experiments.runs.directory import FINISHED, InUseError, RunDirectory, Status, read_status
 from experiments.runs.spec import RunSpec
 
 # Exit code of a worker whose run cannot start as it is configured.
@@ -20,13 +20,14 @@ class Outcome:
     Attributes:
         directory: the run directory.
         status: the run's status; `refused` also where it never got a directory, `planned` where it
-            was only to be shown, `submitted` where a scheduler has it.
+            was only to be shown, `submitted` where a scheduler has it, `elsewhere` where another
+            process does.
         message: one line for people; for `planned` the command.
         repeated: the run was finished before, so nothing was trained.
     """
 
     directory: Path
-    status: Status | Literal["planned", "submitted"]
+    status: Status | Literal["planned", "submitted", "elsewhere"]
     message: str = ""
     repeated: bool = False
 
@@ -53,6 +54,11 @@ def freeze(spec: RunSpec) -> None:
         UserError: the directory cannot be written, is in use, or holds another config.
     """
     RunDirectory.open(spec).close()
+
+
+def elsewhere(spec: RunSpec, error: InUseError) -> Outcome:
+    """What a campaign makes of a run that another process has: it is left alone."""
+    return Outcome(spec.directory, "elsewhere", str(error))
 
 
 def recorded_mistake(directory: Path) -> str | None:

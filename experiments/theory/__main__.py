@@ -16,6 +16,7 @@ from pathlib import Path
 
 from experiments.analysis.showing.theory_page import write_page
 from experiments.errors import UserError, nearest
+from experiments.runs.owned_folder import OwnedFolder
 from experiments.theory.settling import settle
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "results" / "theory"
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         chosen = _chosen(options.subjects)
-        _make(options.out)
+        OwnedFolder(options.out).claim([*(f"{subject}.json" for subject in chosen), "README.md"])
         if not options.judge_only:
             _settle_all(chosen, options.out)
         page = write_page(options.out)
@@ -76,13 +77,6 @@ def _chosen(names: Sequence[str]) -> tuple[str, ...]:
         if name not in SUBJECTS:
             raise UserError(f"there is no subject {name!r}: {nearest(name, SUBJECTS)}")
     return tuple(name for name in SUBJECTS if name in names) if names else SUBJECTS
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; name another --out") from None
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,14 @@ from typing import Any
 import torch
 
 from experiments.errors import UserError
-from experiments.runs.atomic import TEMPORARY_SUFFIX, file_digest, publish, write_durably
+from experiments.runs.atomic import (
+    TEMPORARY_SUFFIX,
+    file_digest,
+    publish,
+    refuse_links,
+    remove,
+    write_durably,
+)
 from experiments.training.ranks import ALONE, Ranks, ToldByLeaderError
 
 logger = logging.getLogger(__name__)
@@ -64,12 +71,14 @@ class CheckpointStore:
             The file or folder.
 
         Raises:
-            UserError: the disk does not take it; the checkpoints before it are as they were.
+            UserError: the disk does not take it, or the folder is a link by now; the checkpoints
+                before it are as they were.
         """
+        self._ranks.from_leader(lambda: refuse_links(self._folder, self._folder.parent))
         try:
             path = self._write(state, step)
         except OSError as error:
-            self._ranks.from_leader(lambda: _remove_temporary(self._temporary(step)))
+            self._ranks.from_leader(lambda: _remove_if_there(self._temporary(step)))
             kind = UserError if self._ranks.leads else ToldByLeaderError
             raise kind(self._refusal(error, step)) from error
         if self._ranks.leads:
@@ -90,9 +99,13 @@ class CheckpointStore:
 
         def name_it() -> None:
             if path.exists():  # the same once more
-                shutil.rmtree(temporary)
-            else:
+                remove(temporary)
+                return
+            try:
                 publish(temporary, path)
+            except OSError as error:
+                _remove_if_there(temporary)
+                raise UserError(self._refusal(error, step)) from error
 
         self._ranks.from_leader(name_it)
         return path
@@ -161,6 +174,8 @@ class CheckpointStore:
         return None
 
     def _is_intact(self, path: Path, digest: str) -> bool:
+        if self._ranks.from_leader(path.is_symlink):  # no run wrote it
+            return False
         if path.is_dir():
             return bool(_sharded().intact(path, digest, self._ranks))
         found: str = self._ranks.from_leader(lambda: file_digest(path))
@@ -182,16 +197,13 @@ def _step(path: Path) -> int:
 
 def _delete(path: Path) -> None:
     """Delete a checkpoint; a folder loses its name first, so that no half of one is ever seen."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         doomed = path.with_name(path.name + TEMPORARY_SUFFIX)
         path.rename(doomed)
-        shutil.rmtree(doomed)
-    else:
-        path.unlink()
+        path = doomed
+    remove(path)
 
 
-def _remove_temporary(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _remove_if_there(path: Path) -> None:
+    with suppress(OSError):
+        remove(path)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from experiments.runs.atomic import file_digest, write_durably
+from experiments.runs.atomic import file_digest, remove, write_durably
 from experiments.training.ranks import Ranks
 
 MANIFEST = "manifest.json"
@@ -54,9 +54,13 @@ def write(folder: Path, state: dict[str, Any], ranks: Ranks, *, header: dict[str
         OSError: a rank could not write its share; on every rank.
     """
     plain, tensors = split(state)
-    if ranks.leads:
-        folder.mkdir(exist_ok=True)
-    ranks.barrier()
+
+    def make_anew() -> str:
+        remove(folder)
+        folder.mkdir()
+        return ""
+
+    _told(ranks, make_anew)
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True)
     try:
         save_tensors(

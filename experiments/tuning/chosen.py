@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.contestants import TUNED_GROUP
 from experiments.errors import UserError, nearest
-from experiments.runs.atomic import write_atomically
+from experiments.runs.atomic import make_folder, write_atomically
 from experiments.tuning.space import check_seeds
 
 _ADOPTED = """# @package _global_
@@ -49,12 +49,12 @@ class Chosen:
     trials: int
     settings: dict[str, dict[str, float]]
 
-    def save(self, path: Path) -> None:
-        """Write the file."""
+    def text(self) -> str:
+        """The content of the file."""
         header = (
             "# Written by python -m experiments.tune; used with experiments.reproduce --tuned.\n"
         )
-        write_atomically(path, header + yaml.safe_dump(asdict(self), sort_keys=False))
+        return header + yaml.safe_dump(asdict(self), sort_keys=False)
 
     @classmethod
     def load(cls, path: Path) -> Chosen:
@@ -103,6 +103,9 @@ class Chosen:
 
         Returns:
             The files.
+
+        Raises:
+            UserError: one of them is there and was written by hand, or cannot be written.
         """
         files = []
         for optimizer in self.settings:
@@ -110,7 +113,9 @@ class Chosen:
             # Beside the settings themselves, which a command line may win over.
             config = OmegaConf.merge({"experiment": {"tuned": self._told(chosen)}}, chosen)
             path = config_dir / TUNED_GROUP / self.name / f"{optimizer}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent, below=config_dir)
+            if path.exists() and not path.read_text(encoding="utf-8").startswith(_ADOPTED):
+                raise UserError(f"{path} was not written by --adopt: move it away first")
             write_atomically(path, _ADOPTED + OmegaConf.to_yaml(config))
             files.append(path)
         return files

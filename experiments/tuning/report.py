@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from experiments.runs.atomic import write_atomically
+from experiments.runs.owned_folder import OwnedFolder
 from experiments.tuning.chosen import Chosen
 from experiments.tuning.study import OptimizerStudy, Search, Trial
 
@@ -40,12 +40,12 @@ def write_report(search: Search, studies: Sequence[OptimizerStudy]) -> list[Path
 
     Returns:
         The files.
+
+    Raises:
+        UserError: the folder cannot be written, or holds files of these names from elsewhere.
     """
-    files = [search.folder / name for name in (TRIALS_FILE, SUMMARY_FILE, CHOSEN_FILE)]
-    write_atomically(files[0], trials_csv(search, studies))
-    write_atomically(files[1], summary_markdown(search, studies))
     best = {study.optimizer: ranked(study.trials, search)[0] for study in studies}
-    Chosen(
+    chosen = Chosen(
         experiment=search.experiment,
         scale=search.scale,
         space=search.space.name,
@@ -54,8 +54,14 @@ def write_report(search: Search, studies: Sequence[OptimizerStudy]) -> list[Path
         seeds=list(search.seeds),
         trials=search.trials,
         settings={name: trial.values for name, trial in best.items() if not trial.diverged},
-    ).save(files[2])
-    return files
+    )
+    folder = OwnedFolder(search.folder, below=search.folder.parents[1])
+    files = {
+        TRIALS_FILE: trials_csv(search, studies),
+        SUMMARY_FILE: summary_markdown(search, studies),
+        CHOSEN_FILE: chosen.text(),
+    }
+    return list(folder.replace(files))
 
 
 def trials_csv(search: Search, studies: Sequence[OptimizerStudy]) -> str:

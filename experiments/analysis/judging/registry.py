@@ -35,6 +35,7 @@ from experiments.analysis.judging.verdicts import Verdict, judge, judge_experime
 from experiments.analysis.measuring.groups import Results, group_runs
 from experiments.analysis.measuring.quantities import steady
 from experiments.analysis.measuring.runs import SCALES, load_runs
+from experiments.runs.atomic import write_atomically
 
 THEORY = "theory"
 
@@ -124,9 +125,13 @@ def results_of(results_dir: Path, experiment: str) -> tuple[Results, ...]:
 
 
 def write_json(registry: Registry, path: Path) -> None:
-    """Write `claims.json`; the same runs and claims give the same bytes."""
+    """Write `claims.json`; the same runs and claims give the same bytes.
+
+    Raises:
+        UnwritableError: it cannot be written.
+    """
     text = json.dumps(registry.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_atomically(path, text + "\n")
 
 
 def _judgements(

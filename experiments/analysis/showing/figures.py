@@ -8,6 +8,7 @@ runs give the same bytes, so that a committed figure changes only with them.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from experiments.analysis.measuring.curves import FEW_DECADES, Axis, Curve, Exte
 from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.pl import pl_trace
 from experiments.analysis.showing.palette import LINES, look_of
+from experiments.runs.owned_folder import OwnedFolder
 
 METRIC_LABELS = {"train_loss": "training loss", "test_top1": "test top-1 accuracy (%)"}
 AXIS_LABELS: dict[Axis, str] = {
@@ -52,31 +54,32 @@ STYLE: dict[str, Any] = {
 def write_figures(results: Results, out_dir: Path) -> tuple[Path, ...]:
     """Draw everything there is to draw about the runs of one scale.
 
+    Figures of this scale that an earlier summary had and this one has not are removed.
+
     Args:
         results: the runs.
-        out_dir: an existing directory.
+        out_dir: the folder of the summary.
 
     Returns:
         The files written, SVG and PNG.
+
+    Raises:
+        UserError: one of them would replace a file from elsewhere, or cannot be written.
     """
-    paths: list[Path] = []
+    files: dict[str, bytes] = {}
     with _style():
         for kind, recorded, draw in KINDS:
             for suffix, part in _parts(_having(results, recorded)).items():
                 figure = draw(part)
                 if figure is not None:
-                    paths += _save(figure, out_dir / f"{kind}{suffix}-{results.scale}")
-    _remove_outdated(out_dir, results.scale, paths)
-    return tuple(paths)
+                    files.update(_rendered(figure, f"{kind}{suffix}-{results.scale}"))
+    kinds = tuple(kind for kind, _, _ in KINDS)
+    endings = (f"-{results.scale}.svg", f"-{results.scale}.png")
 
+    def of_this_scale(name: str) -> bool:
+        return name.startswith(kinds) and name.endswith(endings)
 
-def _remove_outdated(folder: Path, scale: str, written: Sequence[Path]) -> None:
-    """Remove the figures of this scale that an earlier summary had and this one has not."""
-    for kind, _, _ in KINDS:
-        for suffix in ("svg", "png"):
-            for path in folder.glob(f"{kind}*-{scale}.{suffix}"):
-                if path not in written:
-                    path.unlink()
+    return OwnedFolder(out_dir).replace(files, outdated=of_this_scale)
 
 
 def training_figure(results: Results) -> Figure | None:
@@ -360,8 +363,9 @@ def _finish(figure: Figure, title: str, caption: str, panel: Axes) -> None:
         ).get_title().set_multialignment("center")
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
-    figure.savefig(png, dpi=140, metadata={"Software": None})
-    return [svg, png]
+def _rendered(figure: Figure, stem: str) -> dict[str, bytes]:
+    """A figure as SVG and PNG, by the names of the files."""
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", dpi=140, metadata={"Software": None})
+    return {f"{stem}.svg": svg.getvalue(), f"{stem}.png": png.getvalue()}

@@ -29,6 +29,7 @@ from experiments.analysis.showing.tables import (
 )
 from experiments.analysis.showing.theory_page import allowed, ours
 from experiments.errors import UserError
+from experiments.runs.owned_folder import OwnedFolder
 
 JSON_FILE, PAGE_FILE = "claims.json", "README.md"
 SHORT_FILE = "verdicts.md"  # for the README of the project
@@ -98,18 +99,15 @@ def write_page(registry: Registry) -> tuple[Path, ...]:
     """Write the page and the JSON file of a judged registry.
 
     Raises:
-        UserError: the folder cannot be written, or a paper has no section.
+        UserError: the folder cannot be written, is reached through a link or holds files of these
+            names from elsewhere, or a paper has no section.
     """
-    text = page(registry)
-    folder = registry.results_dir / "summary"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(registry, folder / JSON_FILE)
-        (folder / PAGE_FILE).write_text(text, encoding="utf-8")
-        (folder / SHORT_FILE).write_text(short_page(registry), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    return folder / PAGE_FILE, folder / JSON_FILE, folder / SHORT_FILE
+    texts = {PAGE_FILE: page(registry), SHORT_FILE: short_page(registry)}
+    folder = OwnedFolder(registry.results_dir / "summary", below=registry.results_dir)
+    folder.claim([*texts, JSON_FILE])
+    write_json(registry, folder.path / JSON_FILE)
+    first, second = folder.replace(texts)
+    return first, folder.path / JSON_FILE, second
 
 
 def short_page(registry: Registry) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import textwrap
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.analysis.judging.claims import DEFAULT_CLAIMS, load_claims, settling_commands
@@ -23,6 +23,8 @@ from experiments.analysis.showing.tables import (
     result_tables,
 )
 from experiments.errors import UserError
+from experiments.runs.atomic import UnwritableError
+from experiments.runs.owned_folder import OwnedFolder
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ class Summary:
         results: the runs, one entry per scale.
         verdicts: of every claim about the experiment, at every scale.
         paths: the files written.
+        unwritten: why there are none, where this user may not write them; else "".
     """
 
     experiment: str
     results: tuple[Results, ...]
     verdicts: tuple[Verdict, ...]
     paths: tuple[Path, ...]
+    unwritten: str = ""
 
     def terminal(self) -> str:
         """The summary as text of at most 100 columns."""
@@ -110,10 +114,11 @@ def summarise(
         claims_path: the registry of claims.
 
     Returns:
-        The summary, with the paths of the files.
+        The summary, with the paths of the files; without them where this user may not write there.
 
     Raises:
-        UserError: no such runs, a file that cannot be read, or an unwritable directory.
+        UserError: no such runs, a file that cannot be read, or a directory that cannot be written
+            or holds files of these names from elsewhere.
     """
     # Drawing takes most of the import time; a message about a wrong name need not wait for it.
     found = load_runs(Path(results_dir), experiment, scale=scale, keys=keys)
@@ -125,8 +130,20 @@ def summarise(
     verdicts = judge_experiment(load_claims(claims_path), experiment, results)
     for line in (line for entry in results for line in entry.problems):
         logger.info("%s", line)
-    out = _writable(Path(out_dir))
-    paths = list(_write_figures(results, out))
+    judged = Summary(experiment, results, verdicts, ())
+    out, above = Path(out_dir), Path(results_dir)
+    try:
+        folder = OwnedFolder(out, below=above if out.is_relative_to(above) else None)
+        return _write(judged, folder)
+    except UnwritableError as error:
+        if not error.forbidden:
+            raise
+        return replace(judged, unwritten=str(error))
+
+
+def _write(judged: Summary, folder: OwnedFolder) -> Summary:
+    """Write the files of a summary; returns it with their paths."""
+    results, verdicts = judged.results, judged.verdicts
     tables = {
         "headline.md": "\n".join(
             headline_table(family).markdown() for entry in results for family in entry.families()
@@ -135,9 +152,10 @@ def summarise(
         "comparison.csv": comparison_csv(verdicts),
         "curves.csv": curves_csv(results),
     }
-    paths += [_write(out / name, text) for name, text in tables.items()]
-    summary = Summary(experiment, results, verdicts, (out / "summary.md", *paths))
-    _write(out / "summary.md", summary.markdown())
+    folder.claim(["summary.md", *tables])
+    paths = [*_write_figures(results, folder.path), *folder.replace(tables)]
+    summary = replace(judged, paths=(folder.path / "summary.md", *paths))
+    folder.replace({"summary.md": summary.markdown()})
     return summary
 
 
@@ -169,22 +187,6 @@ def _write_figures(results: Sequence[Results], out: Path) -> list[Path]:
     from experiments.analysis.showing.figures import write_figures
 
     return [path for entry in results for path in write_figures(entry, out)]
-
-
-def _writable(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror}; name another --out") from error
-    return path
-
-
-def _write(path: Path, text: str) -> Path:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name another --out") from error
-    return path
 
 
 def _no_claim(experiment: str) -> str:

@@ -5,8 +5,8 @@ PNG alone, deterministic, in the project's colours. A missing subject leaves its
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -29,15 +29,14 @@ METHODS = {
 CEILING = 1e12
 
 
-def write_figures(subjects: Mapping[str, Subject], folder: Path) -> tuple[Path, ...]:
+def figures_of(subjects: Mapping[str, Subject]) -> dict[str, bytes]:
     """Draw every figure whose subject is there.
 
     Args:
         subjects: what was found.
-        folder: an existing directory.
 
     Returns:
-        The files.
+        The content of the files by their names.
     """
     figures: dict[str, tuple[str, Callable[[Subject], Figure]]] = {
         "figure1": ("quadratic", figure1),
@@ -45,14 +44,15 @@ def write_figures(subjects: Mapping[str, Subject], folder: Path) -> tuple[Path, 
         "bounds": ("hessian_bounds", bounds),
         "rate": ("linear_rate", rate),
     }
-    paths = []
+    files = {}
     with matplotlib.rc_context(STYLE):
         for stem, (name, draw) in figures.items():
             if name in subjects:
-                path = folder / f"{stem}.png"
-                draw(subjects[name]).savefig(path, dpi=110, metadata={"Software": None})
-                paths.append(path)
-    return tuple(paths)
+                content = io.BytesIO()
+                figure = draw(subjects[name])
+                figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+                files[f"{stem}.png"] = content.getvalue()
+    return files
 
 
 def figure1(subject: Subject) -> Figure:

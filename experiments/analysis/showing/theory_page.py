@@ -21,6 +21,7 @@ from experiments.analysis.judging.verdicts import Verdict
 from experiments.analysis.measuring.quantities import MINUS
 from experiments.analysis.showing.tables import TERMINAL_WIDTH, Table
 from experiments.errors import UserError
+from experiments.runs.owned_folder import OwnedFolder
 
 CELL_ROW = "M-T2"
 #: The parts of the page: heading, rows of the registry, subjects, figure.
@@ -121,10 +122,10 @@ def write_page(folder: Path, claims_path: Path = DEFAULT_CLAIMS) -> Page:
     if not subjects:
         raise UserError(f"no findings in {folder}: run make theory")
     page = Page(judge_theory(load_claims(claims_path), subjects), subjects, folder)
-    from experiments.analysis.showing.theory_figures import write_figures
+    from experiments.analysis.showing.theory_figures import figures_of
 
-    write_figures(subjects, folder)
-    (folder / "README.md").write_text(page.markdown(), encoding="utf-8")
+    files: dict[str, str | bytes] = dict(figures_of(subjects))
+    OwnedFolder(folder).replace({**files, "README.md": page.markdown()})
     return page
 
 

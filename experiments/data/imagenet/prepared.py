@@ -28,12 +28,13 @@ from experiments.data.imagenet.pixels import Pixels, decode_jpeg, encode_jpeg
 from experiments.data.imagenet.settings import ImageNetSettings, Resize
 from experiments.data.imagenet.source import Keys, Labels, UnreadableError
 from experiments.errors import UserError
-from experiments.runs.atomic import TEMPORARY_SUFFIX, publish, write_durably
+from experiments.runs.atomic import replace_file
 
 Form = Literal["jpeg", "raw"]
 
 #: Raised when the files change their meaning.
 FORMAT = 1
+SHARD_NAMES = r"\d{5,}\.(bin|npz)"
 PLAN_FILE, COMPLETE_FILE, UNREADABLE_FILE = "plan.json", "complete.json", "unreadable.tsv"
 SPLITS = ("train", "test")
 AGAIN = "run make prepare-imagenet again, it goes on where it stopped"
@@ -131,41 +132,33 @@ def write_shard(
     """
     starts, shapes, names, reasons = [0], [], [], []
     checksum = 0
-    final = shard_path(folder, split, number, "bin")
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
-    try:
 
-        def write(file: Any) -> None:
-            nonlocal checksum
-            for image in images:
-                if isinstance(image, UnreadableError):
-                    record, shape, name, reason = b"", [0, 0], image.name, image.reason
-                else:
-                    record, shape, name, reason = _encode(image, plan), [*image.shape[:2]], "", ""
-                file.write(record)
-                checksum = zlib.crc32(record, checksum)
-                starts.append(starts[-1] + len(record))
-                shapes.append(shape)
-                names.append(name)
-                reasons.append(reason)
+    def write(file: Any) -> None:
+        nonlocal checksum
+        for image in images:
+            if isinstance(image, UnreadableError):
+                record, shape, name, reason = b"", [0, 0], image.name, image.reason
+            else:
+                record, shape, name, reason = _encode(image, plan), [*image.shape[:2]], "", ""
+            file.write(record)
+            checksum = zlib.crc32(record, checksum)
+            starts.append(starts[-1] + len(record))
+            shapes.append(shape)
+            names.append(name)
+            reasons.append(reason)
 
-        write_durably(temporary, write)
-        publish(temporary, final)
-        shard = Shard(
-            np.array(starts, dtype=np.int64),
-            np.array(shapes, dtype=np.int32).reshape(-1, 2),
-            labels,
-            keys,
-            np.array(names, dtype=np.str_),
-            np.array(reasons, dtype=np.str_),
-            checksum,
-        )
-        index = shard_path(folder, split, number, "npz")
-        temporary = index.with_name(index.name + TEMPORARY_SUFFIX)
-        write_durably(temporary, lambda file: np.savez(file, **vars(shard)))
-        publish(temporary, index)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(shard_path(folder, split, number, "bin"), write)
+    shard = Shard(
+        np.array(starts, dtype=np.int64),
+        np.array(shapes, dtype=np.int32).reshape(-1, 2),
+        labels,
+        keys,
+        np.array(names, dtype=np.str_),
+        np.array(reasons, dtype=np.str_),
+        checksum,
+    )
+    index = shard_path(folder, split, number, "npz")
+    replace_file(index, lambda file: np.savez(file, **vars(shard)))
     return shard
 
 

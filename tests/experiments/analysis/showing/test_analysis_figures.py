@@ -18,6 +18,7 @@ from experiments.analysis.showing import figures, palette
 from experiments.contestants import CONFIG_DIR, arms, options
 from experiments.report.charts import training_panels
 from experiments.report.record_charts import curvature_panels
+from experiments.runs.owned_folder import OwnedFolder
 from tests.experiments.analysis.run_factory import FakeRun, curvature_record, write_runs
 
 
@@ -185,11 +186,14 @@ def test_figures_show_the_contestants_that_the_configs_name(tmp_path):
     lrs = {"a": 0.1, "b": 0.2, "c": 0.3}
     runs = [FakeRun(arm=arm, settings={"lr": lr}, roles=entry) for arm, lr in lrs.items()]
     results = results_of(tmp_path, *runs)
-    (folder := tmp_path / "out").mkdir()
-    others = {"curves-full.png", "curves-of-mine.png", "curves-reduced.txt"}
-    for name in ("curves-reduced.png", "curves-none-reduced.svg", "gradient-reduced.svg", *others):
-        (folder / name).write_text("of an earlier summary, or not of one")
+    folder = tmp_path / "out"
+    earlier = ("curves-reduced.png", "curves-none-reduced.svg", "gradient-reduced.svg")
+    kept = ("curves-full.png", "curves-of-mine.png", "curves-reduced.txt")
+    OwnedFolder(folder).replace(dict.fromkeys((*earlier, *kept), "of an earlier summary"))
+    mine = "curves-mine-reduced.png"  # no summary wrote it
+    (folder / mine).write_text("mine")
     paths = figures.write_figures(results, folder)
+    others = {*kept, mine, ".written"}
     assert {path.name for path in paths} == {"curves-slow-reduced.svg", "curves-slow-reduced.png"}
     assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | others
     text = (folder / "curves-slow-reduced.svg").read_text()
