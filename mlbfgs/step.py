@@ -312,10 +312,10 @@ def _update_pairs(
 
     records, written = [], []
     for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
-        start = math.nan
+        pairs, start = history.pairs[block], math.nan
         if first:
             g_dot_g, d_dot_d, *rest = rest
-            start = length_ratio(d_dot_d, g_dot_g) if history.pairs[block] == 1 else math.nan
+            start = length_ratio(d_dot_d, g_dot_g) if pairs == 1 else math.nan
         pair = damp(
             *(ss, sy, yy),
             tau0=shared.damping,
@@ -332,7 +332,7 @@ def _update_pairs(
         products_of_step = StepProducts(*rest) if rest else None
         record = curvature_record(flat, block, pair, products_of_step)
         ratio = record.direction_over_gradient
-        flat.warnings.of_pair(flat.step, block, pair, ratio, start, shared.curvature_bounds)
+        flat.warnings.of_pair(flat.step, block, pair, pairs, ratio, start, shared.curvature_bounds)
         records.append(record)
     history.enter(written)
     if written:
