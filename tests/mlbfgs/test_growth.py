@@ -40,7 +40,10 @@ def test_a_promise_is_bounded_by_its_average_and_enters_it_as_allowed():
 def test_a_bound_has_no_unit():
     for unit in (1e-8, 1e8):
         factor, average = growth(2 * unit, 10 * unit, 7 * unit, 1.5)
-        assert (factor, average / unit) == (pytest.approx(0.3), pytest.approx(2.01))
+        assert (factor, average / unit) == (
+            pytest.approx(0.3),
+            pytest.approx(2 * MEMORY + 3 * (1 - MEMORY)),
+        )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
@@ -110,7 +113,7 @@ def test_every_step_is_the_textbook_direction_times_one_factor(kind, maximize):
     average, bounded = None, 0
     for t in range(1, 41):
         # louder from step 20 on, so that there is something to bound
-        set_gradients(named, t, scale=1.0 if t < 20 else 3.0, sign=-1.0 if maximize else 1.0)
+        set_gradients(named, t, scale=1.0 if t < 20 else 8.0, sign=-1.0 if maximize else 1.0)
         directions, promise = textbook(optimizer, named, [["a"], ["b"], ["bias"]], kind)
         before = {name: p.detach().clone() for name, p in named.items()}
         optimizer.step()
@@ -199,7 +202,7 @@ def test_a_state_without_it_begins_with_the_gradient():
     set_gradients(named, 12)
     squares = sum(float((p.grad**2).sum()) for p in named.values())
     later.step()
-    assert 0.98 * squares < float(later.state[named["a"]][AVERAGE]) < 1.003 * squares
+    assert 0.95 * squares < float(later.state[named["a"]][AVERAGE]) < 1.01 * squares
 
 
 @pytest.mark.parametrize("blocks", [None, ["a", "b"]])
@@ -215,7 +218,7 @@ def test_resume_copy_and_pickle_keep_it_to_the_last_bit(blocks):
     )
 
 
-# --- what it says -----------------------------------------------------------------------------------
+# --- what it says ---------------------------------------------------------------------------------
 
 
 def quadratic(curvature, variant, steps, caplog, **settings):
