@@ -32,6 +32,7 @@ def not_an_optimizer(params: Iterator[Any]) -> str:
 
 
 VARIANTS = {
+    "lbfgs": variant.PAPER,
     "mlbfgs": variant.PAPER,
     "mlbfgs_released": variant.RELEASED_BLOCKWISE,
     "slimqn": variant.PAPER,
