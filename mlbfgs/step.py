@@ -228,10 +228,11 @@ class _Step:
         history, variant = self.flat.history, self.shared.variant
         if self.flat.growth is not None:
             promise = products_with(direction, self.sums[0]).abs()
-            totals = torch.stack([promise, self.sums[0, :, -1]]).sum(1)
-            self.flat.collectives.sum_owned(totals)
+            of_blocks = torch.stack([promise, self.sums[0, :, -1]])
+            # block by block, so that ranks add up in the order of one process
+            self.flat.collectives.sum_owned(of_blocks)
             limit = variant.growth_limit if any(self.waits()) else None  # the warm-up is SGD's
-            return limit_growth_(self.flat.growth, *totals, limit)
+            return limit_growth_(self.flat.growth, *of_blocks.sum(1), limit)
         if variant.kl_clip is None:
             _, squares = products(history, direction, self.sums[0])
             total = squares[: self.flat.inside].sum()
