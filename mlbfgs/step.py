@@ -232,7 +232,8 @@ class _Step:
             # block by block, so that ranks add up in the order of one process
             self.flat.collectives.sum_owned(of_blocks)
             limit = variant.growth_limit if any(self.waits()) else None  # the warm-up is SGD's
-            return limit_growth_(self.flat.growth, *of_blocks.sum(1), limit)
+            promise, g_dot_g = of_blocks.sum(1)
+            return limit_growth_(self.flat.growth, promise, g_dot_g, limit)
         if variant.kl_clip is None:
             _, squares = products(history, direction, self.sums[0])
             total = squares[: self.flat.inside].sum()

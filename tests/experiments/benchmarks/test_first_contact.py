@@ -9,7 +9,7 @@ import pytest
 from experiments.benchmarks import first_contact
 from experiments.benchmarks.first_contact import OPTIMIZERS, parse, train
 from experiments.benchmarks.first_contact_problems import problems
-from experiments.benchmarks.first_contact_report import judged, markdown
+from experiments.benchmarks.first_contact_report import cifar10, judged, markdown
 from experiments.errors import UserError
 
 COMMITTED = Path(__file__).parents[3] / "results" / "benchmarks" / "first_contact.json"
@@ -66,7 +66,7 @@ def test_the_bar_is_judged_as_it_is_written(subject, met):
     }
     bar = judged(found)
     assert tuple(bar[key]["met"] for key in ("divergences", "test", "train_loss")) == met
-    result = {"bar": bar, "problems": found, "batch": 64, "python": "3.11", "origin": {}}
+    result: dict = {"bar": bar, "problems": found, "batch": 64, "python": "3.11", "origin": {}}
     assert ("**no**" in markdown(result)) == (not all(met))
 
 
@@ -83,14 +83,42 @@ def test_the_command_writes_what_it_found(tmp_path, monkeypatch, capsys):
     first_contact.main(["--problems", "digits_halves", "--seeds", "1", "--out", str(tmp_path)])
     written = json.loads((tmp_path / "first_contact.json").read_text("utf-8"))
     assert (tmp_path / "first_contact.md").read_text("utf-8") == markdown(written)
-    assert written["bar"] == judged(written["problems"])
+    assert written["bar"] == judged(written["problems"], written["cifar10"])
     assert "digits_halves" in capsys.readouterr().out
+    other = json.loads(json.dumps(written))
+    other["problems"] = {"digits_mlp": other["problems"]["digits_halves"]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    parts = [str(tmp_path / name) for name in ("first_contact.json", "other.json")]
+    first_contact.main(["--out", str(tmp_path / "both"), "--join", *parts])
+    both = json.loads((tmp_path / "both" / "first_contact.json").read_text("utf-8"))
+    assert list(both["problems"]) == ["digits_mlp", "digits_halves"]
+    other["text_sha256"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="another Python"):
+        first_contact.main(["--out", str(tmp_path), "--join", *parts])
+
+
+@pytest.mark.parametrize(("ours", "met"), [(73.5, True), (72.9, False)])
+def test_cifar10_is_read_from_finished_runs(tmp_path, ours, met):
+    for arm, top1 in (("mlbfgs_guarded", ours), ("mlbfgs", 74.0)):
+        for seed in range(3):
+            run = tmp_path / "runs" / "controls" / arm / f"reduced-seed{seed}-abc"
+            run.mkdir(parents=True)
+            (run / "status.json").write_text('{"status": "done"}')
+            records = [{"kind": "epoch", "test_top1": value} for value in (1.0, top1)]
+            (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    found = {"one": {"metric": "top1", "steps": 5}}
+    found["one"]["runs"] = runs_of((0.1, 98.0, False), (0.2, 98.0, False))
+    bar = judged(found, cifar10(tmp_path))
+    assert bar["cifar10"] == {"ours": pytest.approx(ours), "printed": 74.0, "met": met}
+    (run / "status.json").write_text('{"status": "diverged"}')
+    assert "cifar10" not in judged(found, cifar10(tmp_path))
 
 
 @pytest.mark.skipif(not COMMITTED.is_file(), reason="not measured yet")
 def test_the_committed_page_and_bar_follow_from_the_committed_runs():
     committed = json.loads(COMMITTED.read_text("utf-8"))
-    assert committed["bar"] == judged(committed["problems"])
+    assert committed["bar"] == judged(committed["problems"], committed["cifar10"])
     assert COMMITTED.with_suffix(".md").read_text("utf-8") == markdown(committed)
     assert set(committed["problems"]) == set(problems())
     for problem in committed["problems"].values():
