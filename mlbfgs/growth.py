@@ -20,8 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: β of A: a memory of a hundred steps, so that q = 1.2 lets A grow by 0.2 % a step.
-MEMORY = 0.99
+#: β of A: a memory of fifty steps, so that q = 1.2 lets A grow by 0.4 % a step.
+MEMORY = 0.98
 #: The growth limit of `variant="guarded"`.
 DEFAULT_LIMIT = 1.2
 #: The name of A in a parameter's state.
