@@ -17,6 +17,8 @@ The papers have no such bound. The authors' SLIM-QN code has one with a unit (`V
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def limit_growth_(average: Tensor, promise: Tensor, first: Tensor, limit: float 
     known = torch.where(average > 0, average, first)
     kept = promise
     if limit is not None:
-        kept = torch.where(torch.isfinite(promise), promise.minimum(limit * known), promise)
+        kept = torch.where(promise < math.inf, promise.minimum(limit * known), promise)
     fed = known.lerp(kept, 1 - MEMORY)
-    average.copy_(torch.where((kept > 0) & torch.isfinite(fed), fed, average))
+    average.copy_(torch.where((kept > 0) & (fed < math.inf), fed, average))
     return torch.where(kept < promise, kept / promise, 1.0)
