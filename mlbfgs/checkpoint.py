@@ -1,9 +1,9 @@
 """The state of a parameter where ranks share it: what torch.distributed.checkpoint saves and loads.
 
-A rank's shard holds stretches of parameters. A `StateShard` (`mlbfgs.distributed_state`) says where
-in its parameter such a stretch lies, as boxes of the parameter's shape, so that a checkpoint knows
-neither ranks nor blocks nor the order of memory. What some ranks saved, other ranks, one process alone or FSDP2 load;
-each reads and writes its own part::
+A rank's shard holds stretches of parameters. A `StateShard` (`mlbfgs.distributed_state`) says
+where in its parameter such a stretch lies, as boxes of the parameter's shape, so that a checkpoint
+knows neither ranks nor blocks nor the order of memory. What some ranks saved, other ranks, one
+process alone or FSDP2 load; each reads and writes its own part::
 
     torch.distributed.checkpoint.save({"optimizer": checkpoint_state(optimizer)}, ...)
 
