@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives
+from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout, is_dtensor, local
 from mlbfgs.state_view import StateView
 
@@ -50,10 +51,10 @@ def checkpoint_state(optimizer: Optimizer) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
     for i, values in packed["state"].items():
-        rest[names[i]] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{names[i]}.{key}"] = value
+        # a number that states from before there was a growth limit lack is no tensor to ask for
+        mine = {k: v for k, v in values.items() if isinstance(v, Tensor) and k != AVERAGE}
+        rest[names[i]] = {k: v for k, v in values.items() if k not in mine}
+        tensors.update({f"{names[i]}.{key}": value for key, value in mine.items()})
     buffer = io.BytesIO()
     torch.save({"state": rest, "param_groups": packed["param_groups"]}, buffer)
     return {"tensors": tensors, "rest": buffer.getvalue()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mlbfgs import MLBFGS, SLIMQN
+from mlbfgs.checkpoint import checkpoint_state, load_checkpoint_state
 from mlbfgs.growth import AVERAGE, MEMORY, limit_growth_
 from tests.mlbfgs.oracles import dense_bfgs
 
@@ -218,6 +219,20 @@ def test_resume_copy_and_pickle_keep_it_to_the_last_bit(blocks):
     assert torch.equal(
         walk(named, optimizer, 20, 30, scale=10.0), walk(weights, other, 20, 30, scale=10.0)
     )
+
+
+def test_a_distributed_checkpoint_brings_it_along_and_need_not_have_it():
+    named = network()
+    optimizer = MLBFGS(named.items(), **SETTINGS)
+    walk(named, optimizer, 1, 12)
+    held = float(optimizer.state[named["a"]][AVERAGE])
+    packed = copy.deepcopy(checkpoint_state(optimizer))
+    printed = checkpoint_state(MLBFGS(network().items(), variant="paper", **SETTINGS))
+    assert packed["tensors"].keys() == printed["tensors"].keys()  # what is asked of a checkpoint
+    walk(named, optimizer, 12, 20)
+    assert float(optimizer.state[named["a"]][AVERAGE]) != held
+    load_checkpoint_state(optimizer, packed)
+    assert float(optimizer.state[named["a"]][AVERAGE]) == held
 
 
 # --- what it says ---------------------------------------------------------------------------------
