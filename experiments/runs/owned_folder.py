@@ -111,7 +111,9 @@ class OwnedFolder:
 
     def _inside(self, name: str) -> bool:
         path = PurePosixPath(name)
-        if not name or not name.isprintable() or path.is_absolute() or {"..", LIST_FILE} & set(path.parts):
+        if not name or not name.isprintable() or path.is_absolute():
+            return False
+        if {"..", LIST_FILE} & set(path.parts):
             return False
         folders = [self.path / folder for folder in path.parents if folder.name]
         return not any(folder.is_symlink() for folder in folders)
