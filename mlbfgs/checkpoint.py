@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from mlbfgs.collectives import Collectives
 from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout, is_dtensor, local
-from mlbfgs.state_view import StateView
+from mlbfgs.state_view import as_state_view
 
 if TYPE_CHECKING:
     from mlbfgs.distributed_state import StateShard
@@ -143,8 +143,7 @@ def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Ten
     if is_dtensor(param):
         return _dtensor(view, param)
     if not collectives.copies or view.numel() == 0 == math.prod(layout.shapes[i]):
-        # a subclass already, such as the fake tensors of torch's own tracing, stays what it is
-        return view.as_subclass(StateView) if type(view) is Tensor else view
+        return as_state_view(view)
     from mlbfgs.distributed_state import StateShard
 
     stretches = [layout.stretch(i, shard) for shard in layout.ranges]

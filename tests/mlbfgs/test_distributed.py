@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlbfgs import MLBFGS, SLIMQN, collectives
 from mlbfgs.checkpoint import checkpoint_state, load_checkpoint_state, own_part
 from mlbfgs.distributed_state import StateShard
+from mlbfgs.growth import AVERAGE
 from tests.gloo import run_ranks
 from tests.mlbfgs.problems import LOADED, state_of_one_block
 
@@ -183,7 +184,8 @@ def load(folder, named, optimizer, group=None):
 
 def kept_bytes(optimizer):
     """Bytes of the state's tensors on this rank; of views, what they show."""
-    tensors = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    entries = [entry.items() for entry in optimizer.state.values()]
+    tensors = [v for s in entries for k, v in s if torch.is_tensor(v) and k != AVERAGE]
     return sum((t.local if isinstance(t, StateShard) else t).nbytes for t in tensors)
 
 

@@ -22,9 +22,10 @@ def tensor(value):
 
 
 def growth(average, promise, first, limit):
-    held = tensor(average)
+    held = tensor([average, average])
     factor = limit_growth_(held, tensor(promise), tensor(first), limit)
-    return float(factor), float(held)
+    assert held[0] == held[1]
+    return float(factor), float(held[0])
 
 
 def test_a_promise_is_bounded_by_its_average_and_enters_it_as_allowed():
@@ -158,7 +159,7 @@ def test_a_gradient_that_is_not_finite_does_not_stay_in_the_average():
     walk(named, optimizer, 1, 12), walk(twin, other, 1, 12)
     held = float(optimizer.state[named["a"]][AVERAGE])
     kept = copy.deepcopy([p.detach() for p in named.values()])
-    averages = {p: v["param_average"].clone() for p, v in optimizer.state.items()}
+    averages = {p: v["param_progress"].clone() for p, v in optimizer.state.items()}
     set_gradients(named, 12)
     named["b"].grad[0] = math.nan
     optimizer.step()
@@ -166,7 +167,7 @@ def test_a_gradient_that_is_not_finite_does_not_stay_in_the_average():
     with torch.no_grad():  # as a user does who goes back to the weights of before
         for p, value in zip(named.values(), kept, strict=True):
             p.copy_(value)
-            optimizer.state[p]["param_average"].copy_(averages[p])
+            optimizer.state[p]["param_progress"].copy_(averages[p])
             optimizer.state[p]["grad_average"].zero_()
     walk(named, optimizer, 13, 20)
     assert 0 < float(optimizer.state[named["a"]][AVERAGE]) < 100 * held
