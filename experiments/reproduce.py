@@ -33,7 +33,9 @@ from experiments.campaign.running import run_missing
 from experiments.campaign.selection import Contestants, Selection, select
 from experiments.campaign.states import Choice, choose
 from experiments.contestants import options
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import user_path
 from experiments.runs.outcome import Outcome, recorded_outcome
 from experiments.runs.spec import RunSpec
 from experiments.tuning.chosen import Chosen
@@ -63,6 +65,7 @@ class Command:
         return "missing" if self.options.missing_only else "unfinished"
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -80,9 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(command, plans)
             return 0
         return _run(command, plans)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(
             "\ninterrupted; what is finished stays, and the same command goes on from the last"
@@ -268,9 +268,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default: 0,1,2")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
     parser.add_argument(
-        "--tuned", type=Path, help="chosen.yaml of experiments.tune: settings in place of recipes'"
+        "--tuned",
+        type=user_path,
+        help="chosen.yaml of experiments.tune: settings in place of recipes'",
     )
-    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--results-dir", type=user_path, default=Path("results"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
     parser.add_argument(
         "--ranks",

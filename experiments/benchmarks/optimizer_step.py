@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.measure import medians, pairs_like_training, state_bytes, time_of
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
+from experiments.given import user_path
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS
@@ -249,7 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)

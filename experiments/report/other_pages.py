@@ -12,6 +12,7 @@ from markupsafe import Markup
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.groups import Group, Results, display_name
 from experiments.analysis.showing.deviations import Deviation, measured
+from experiments.given import read_text, visible
 from experiments.report.markdown import images_in, to_html
 from experiments.report.material import Material
 
@@ -67,14 +68,14 @@ def theory_document(material: Material, to_results: str) -> Document | None:
     path = folder / "README.md"
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     names = [name for name in images_in(text) if (folder / name).is_file()]
     title, body = _without_title(text)
     return Document(
         name="theory",
         title=title or "The claims that need no training",
         body=to_html(body, lower=0, images={name: f"images/theory-{name}" for name in names}),
-        sources=_links(sorted(folder.glob("*.json")), material, to_results),
+        sources=_links(visible(folder, "*.json"), material, to_results),
         images=tuple(folder / name for name in names),
     )
 
@@ -83,8 +84,8 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
     """Every benchmark: its Markdown as it is, its text in a box, its measurements linked."""
     folder = material.results_dir / "benchmarks"
     documents = []
-    for path in sorted((*folder.glob("*.md"), *folder.glob("*.txt"))):
-        text = path.read_text(encoding="utf-8")
+    for path in sorted((*visible(folder, "*.md"), *visible(folder, "*.txt"))):
+        text = read_text(path)
         sources = [path, *(p for p in [path.with_suffix(".json")] if p.is_file())]
         if path.suffix == ".md":
             title, rest = _without_title(text)
@@ -100,9 +101,9 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
 def tuning_documents(material: Material, to_results: str) -> list[Document]:
     """Every search of settings: best and median trials, all trials and what was chosen linked."""
     documents = []
-    for path in sorted((material.results_dir / "tuning").glob("*/summary.md")):
-        title, rest = _without_title(path.read_text(encoding="utf-8"))
-        sources = sorted(file for file in path.parent.iterdir() if file.is_file())
+    for path in visible(material.results_dir / "tuning", "*/summary.md"):
+        title, rest = _without_title(read_text(path))
+        sources = [file for file in visible(path.parent, "*") if file.is_file()]
         links = _links(sources, material, to_results)
         documents.append(Document(path.parent.name, title, to_html(rest), links))
     return documents

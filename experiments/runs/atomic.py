@@ -6,6 +6,7 @@ final name (`rename`, atomic within a file system), and the folder's entry reach
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".tmp"
+# What file systems say (CIFS, FUSE) that cannot write out a folder, or need not.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _CHUNK_BYTES = 1 << 22
 
 
@@ -25,7 +28,9 @@ def write_atomically(path: Path, content: str) -> None:
         content: the whole new content.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    write_durably(temporary, lambda handle: handle.write(content.encode()))
+    # A name of a file may hold bytes that are no UTF-8.
+    encoded = content.encode("utf-8", "backslashreplace")
+    write_durably(temporary, lambda handle: handle.write(encoded))
     publish(temporary, path)
 
 
@@ -53,6 +58,9 @@ def publish(temporary: Path, final: Path) -> None:
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(folder)
 
