@@ -31,6 +31,8 @@ MALFORMED = (
 )
 #: Larger than the records of the longest run, and far smaller than a machine's memory.
 MOST_BYTES = 1 << 30
+#: Of lists and mappings in each other.
+MOST_LEVELS = 500
 
 
 def user_path(text: str | Path, where: str = "") -> Path:
@@ -150,11 +152,29 @@ def read_yaml(path: Path) -> Any:
     """
     text = read_text(path)
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        _check_depth(text)
+        # Bytes of a path that are no UTF-8, which the C loader does not take.
+        return yaml.load(text, Loader=_Strict if "\\ud" not in text.lower() else _SlowStrict)
     # What stands in a scalar decides which constructor meets it: dates alone raise three kinds.
     except Exception as error:
         reason = one_line(error) or type(error).__name__
         raise UserError(f"{path} is not valid YAML ({reason})") from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse nesting that the C loader follows until its stack, and the process with it, ends."""
+    # Each level opens a bracket or begins further to the right: where there are few, none is deep.
+    widest = max(map(len, text.splitlines()), default=0)
+    if text.count("[") + text.count("{") + widest <= MOST_LEVELS:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -174,10 +194,10 @@ def _no_number(text: str) -> Any:
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _UniqueKeys(_Loader):  # type: ignore[misc]
+class _UniqueKeys:
     """Refuses a key that stands twice: the first one would be lost without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+    def construct_mapping(self: Any, node: yaml.MappingNode, deep: bool = False) -> Any:
         seen = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -190,4 +210,12 @@ class _UniqueKeys(_Loader):  # type: ignore[misc]
                         None, None, f"line {line}: the key {key!r} stands twice"
                     )
                 seen.add(key)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, deep)  # type: ignore[misc]
+
+
+class _Strict(_UniqueKeys, _Loader):  # type: ignore[misc]
+    pass
+
+
+class _SlowStrict(_UniqueKeys, yaml.SafeLoader):
+    pass
