@@ -155,6 +155,12 @@ def _generated(settings: CifarSettings, version: CifarVersion) -> RawData:
             "of images to generate"
         )
     counts = (settings.train_limit + (settings.holdout or 0), settings.test_limit)
+    for split, count in zip(SPLITS, counts, strict=True):
+        if count > version.sizes[split]:
+            raise UserError(
+                f"dataset.synthetic=true: {count} {split} images, more than the "
+                f"{version.sizes[split]} of {version.name}: generate at most so many"
+            )
     train, test = (
         ImageSet(*synthetic.small_pictures(split, version.num_classes, count, side=SIDE))
         for split, count in zip(SPLITS, counts, strict=True)

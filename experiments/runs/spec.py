@@ -35,6 +35,7 @@ NUMERICS_VERSION = 1
 #: Of counts and of seeds: what every library below takes.
 MOST = 2**31 - 1
 MOST_SEED = 2**63 - 1
+MOST_THREADS = 4096
 #: Keys that may be infinite: there it says that nothing is ever too small.
 _MAY_BE_INFINITE = ("pair_threshold",)
 
@@ -118,8 +119,8 @@ RULES = (
     _choice("train.device", "auto", "cpu", "cuda"),
     Rule(
         "train.threads",
-        lambda value: value is None or _is_count(value),
-        f"null or an integer from 1 to {MOST}",
+        lambda value: value is None or _is_count(value, most=MOST_THREADS),
+        f"null or an integer from 1 to {MOST_THREADS}",
     ),
     Rule("train.channels_last", lambda value: isinstance(value, bool), "true or false"),
     _count("train.log_interval"),
