@@ -368,8 +368,8 @@ def _ranks(text: str | None, scale: str) -> int:
         from experiments.campaign.outlook import ranks_found  # loads torch
 
         return ranks_found(scale)
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--ranks {text!r} must be auto or a number of at least 1")
+    if not (text.isascii() and text.isdigit() and len(text) <= 6) or int(text) < 1:
+        raise UserError(f"--ranks {text!r} must be auto or a number from 1 to 999999")
     return int(text)
 
 
@@ -384,9 +384,13 @@ def split_list(text: str, option: str) -> list[str]:
 def seeds_of(text: str) -> tuple[int, ...]:
     """Read a comma-separated list of seeds."""
     entries = split_list(text, "--seeds")
-    if not all(entry.isdecimal() for entry in entries):
+    # 19 digits: more than a seed can have, and fewer than Python refuses to read
+    if not all(entry.isascii() and entry.isdigit() and len(entry) <= 19 for entry in entries):
         raise UserError(f"--seeds {text!r} must be whole numbers of at least 0: 0,1,2")
-    return tuple(int(entry) for entry in entries)
+    seeds = tuple(int(entry) for entry in entries)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r} names a seed twice")
+    return seeds
 
 
 if __name__ == "__main__":

@@ -221,7 +221,11 @@ def open_file(file: Path) -> pq.ParquetFile:
     with _explained(f"{str(file)!r} ({_size(file)}) is not a complete parquet file"):
         if not file.is_file():  # a pipe would be waited for
             raise OSError("no plain file")
-        return pq.ParquetFile(file)
+        opened_file = pq.ParquetFile(file)
+        rows = opened_file.metadata.num_rows
+        if rows > file.stat().st_size:  # equal values are packed, but no two images are equal
+            raise ValueError(f"claims {rows} rows")
+        return opened_file
 
 
 def image_column(parquet: pq.ParquetFile, file: Path) -> str:

@@ -273,6 +273,12 @@ def test_a_folder_that_the_system_cannot_write_out_is_good_enough(
     assert (tmp_path / "x").read_text(encoding="utf-8") == r"new \udcff"
 
 
+@pytest.mark.parametrize("seeds", ["0,00", "9" * 5000, "٣", "²", "-1", "1,,2"])
+def test_seeds_are_whole_numbers_each_once(seeds: str, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["digits_mlp", "--scale", "smoke", f"--seeds={seeds}", "--plan"]
+    assert "--seeds" in told(lambda: reproduce.main(command), capfd)
+
+
 # --- text that leaves the process -------------------------------------------------------------
 
 

@@ -132,19 +132,28 @@ def read_parquet(scratch: Path, example: Any) -> int:
     return entry(lambda _: _read_all(name, root))()
 
 
+@functools.cache
+def _composed(name: str) -> Any:
+    return compose_config([f"dataset={name}"])
+
+
+def _node(name: str) -> Any:
+    return _composed(name).copy().dataset
+
+
 def _read_all(name: str, root: Path) -> int:
     if name == "cifar10":
         version = cifar.VERSIONS[name]
         small = dataclasses.replace(version, sizes={"train": COUNT, "test": COUNT})
         cifar.VERSIONS[name] = small
         try:
-            node = compose_config(["dataset=cifar10"]).dataset
+            node = _node("cifar10")
             node.root = str(root)
             build_data(node, batch_size=4, seed=0, device="cpu")
         finally:
             cifar.VERSIONS[name] = version
         return 0
-    node = compose_config(["dataset=imagenet"]).dataset
+    node = _node("imagenet")
     node.merge_with(
         {"root": str(root), "num_classes": 10, "train_images": None, "test_images": None}
     )

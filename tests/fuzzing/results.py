@@ -40,7 +40,7 @@ _ARGUMENTS = ["scale=smoke", "train.threads=1", "train.timeout_s=60"]
 
 
 @functools.cache
-def _template() -> Path:
+def template() -> Path:
     """A results directory with a real run of two optimizers each."""
     folder = Path(tempfile.mkdtemp(prefix="fuzzing-runs."))
     with contextlib.redirect_stdout(None):
@@ -53,7 +53,7 @@ def _template() -> Path:
 def _fresh(scratch: Path) -> Path:
     results = scratch / "results" / "given"
     shutil.rmtree(results, ignore_errors=True)
-    shutil.copytree(_template(), results)
+    shutil.copytree(template(), results)
     return results
 
 
@@ -102,7 +102,7 @@ def use_run(scratch: Path, example: Any) -> int:
     if what == "experiment":
         return analyse([str(results), "--experiment", "digits_mlp"])
     if what == "diff":
-        return report(["diff", str(_template()), str(results)])
+        return report(["diff", str(template()), str(results)])
     if what == "status":
         common = ["digits_mlp", "--scale", "smoke", "--seeds", "0", "--status"]
         return reproduce.main([*common, "--results-dir", str(results)])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
 from experiments.given import is_number, open_plain, parse_json, read_json, read_yaml, visible
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def load_run(path: Path) -> Run:
         path=path,
         **identity,
         status=status["status"],
-        message=str(status.get("message") or ""),
+        message=one_line(status.get("message") or ""),
         config=_read_yaml(path / "config.yaml"),
         meta=meta,
         steps=tuple(records["step"]),

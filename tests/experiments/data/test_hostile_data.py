@@ -305,3 +305,12 @@ def test_a_cache_that_would_unpack_to_more_than_it_is_is_made_again(tmp_path):
     zeros = np.zeros((10**6, 3, 4, 4), np.uint8)
     np.savez_compressed(file, images=zeros, labels=np.zeros(10**6, np.int64))
     assert len(load_or_make(tmp_path / "cache", "c", [source], make)) == 2 and len(made) == 2
+
+
+def test_rows_that_a_file_cannot_hold_are_not_read(tmp_path, tiny):
+    write_both(tmp_path / "c")
+    nulls = pa.nulls(10**6, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    labels = pa.array(np.zeros(10**6, np.int64))
+    table = pa.Table.from_arrays([nulls, labels], ["image", "label"])
+    pq.write_table(table, tmp_path / "c" / "train.parquet")
+    assert "claims 1000000 rows" in error(tmp_path / "c")
