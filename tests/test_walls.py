@@ -58,7 +58,10 @@ def test_the_conformance_plugin_needs_pytest_besides_and_nobody_needs_the_plugin
 def test_collectives_stay_where_processes_are_known():
     allowed = [
         *(ROOT / "mlbfgs" / f"{n}.py" for n in ("collectives", "checkpoint", "distributed_state")),
-        *(ROOT / "experiments/training" / name for name in ("ranks.py", "sharded_checkpoint.py")),
+        *(
+            ROOT / "experiments/training" / name
+            for name in ("checkpoint_metadata.py", "ranks.py", "sharded_checkpoint.py")
+        ),
     ]
     files = [p for p in sources("mlbfgs", "experiments") if p not in allowed]
     # the conformance checks call torch's distributed checkpoint, as its users do
@@ -69,16 +72,23 @@ def test_collectives_stay_where_processes_are_known():
 @pytest.mark.parametrize(
     ("room", "may_import"),
     [
-        ("runs", ["runs", "errors"]),
+        ("runs", ["runs", "given", "errors"]),
         (
             "training",
-            ["training", "runs", "data", "models", "optimizers", "settings", "errors"],
+            ["training", "runs", "data", "models", "optimizers", "settings", "given", "errors"],
         ),
-        ("launching", ["launching", "training", "runs", "settings", "errors"]),
-        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors"]),
+        ("launching", ["launching", "training", "runs", "settings", "entry", "errors"]),
+        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "given", "errors"]),
         (
             "analysis/judging",
-            ["analysis.judging", "analysis.measuring", "contestants", "runs.atomic", "errors"],
+            [
+                "analysis.judging",
+                "analysis.measuring",
+                "contestants",
+                "given",
+                "runs.atomic",
+                "errors",
+            ],
         ),
     ],
 )
@@ -98,7 +108,9 @@ def test_analysis_knows_run_files_alone():
         return within(module, "experiments") and not within(
             module,
             "experiments.analysis",
+            "experiments.entry",
             "experiments.errors",
+            "experiments.given",
             "experiments.contestants",
             "experiments.runs.deciding",
             "experiments.runs.atomic",
@@ -106,14 +118,15 @@ def test_analysis_knows_run_files_alone():
         )
 
     assert violations(sources("experiments/analysis"), forbidden) == []
-    # Names of config files and keys, and how files are written, are all that it may learn besides.
-    names = ("contestants", "errors", "runs/__init__", "runs/deciding")
+    # Names of config files and keys, and how files are read and written, are all that it may learn
+    # besides.
+    names = ("contestants", "entry", "errors", "given", "runs/__init__", "runs/deciding")
     names += ("runs/atomic", "runs/owned_folder")
     shared = [ROOT / f"experiments/{name}.py" for name in names]
 
     def beyond(module):
-        own = within(module, "experiments.errors", "experiments.runs.atomic")
-        return not own and module.split(".")[0] not in STANDARD
+        own = within(module, *(f"experiments.{n}" for n in ("errors", "given", "runs.atomic")))
+        return not own and module.split(".")[0] not in {*STANDARD, "yaml"}
 
     assert violations(shared, beyond) == []
 
@@ -126,7 +139,9 @@ def test_the_report_knows_files_alone():
             module,
             "experiments.report",
             "experiments.analysis",
+            "experiments.entry",
             "experiments.errors",
+            "experiments.given",
             "experiments.runs.owned_folder",
         )
 

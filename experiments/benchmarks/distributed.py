@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.distributed_report import markdown
 from experiments.benchmarks.measure import exit_status, folder_for, write_measured
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
 from experiments.training.ranks import Ranks, join_ranks
@@ -161,8 +162,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--ranks", default="1,2,4")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--as-rank", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
+    parser.add_argument("--as-rank", type=user_path, default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     chosen.networks = chosen.networks.split(",")
     for name in chosen.networks:

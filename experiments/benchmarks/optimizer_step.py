@@ -33,6 +33,7 @@ from experiments.benchmarks.measure import (
 )
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
+from experiments.given import user_path
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS
 
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     folder = folder_for(chosen.out, "optimizer_step")
     if chosen.threads is not None:

@@ -17,6 +17,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from experiments.entry import steady_output
 from experiments.errors import UserError
 from experiments.launching.launch import run_here
 from experiments.launching.processes import thread_environment
@@ -152,9 +153,10 @@ def _serve(pipe: connection.Connection) -> None:
     """Train what comes through the pipe until it closes: the main function of a pool process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        while True:
-            directory = pipe.recv()
-            pipe.send(_train_frozen(directory))
+        with steady_output():
+            while True:
+                directory = pipe.recv()
+                pipe.send(_train_frozen(directory))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
 

@@ -15,11 +15,12 @@ import re
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import parse_json, read_text
 from experiments.runs.atomic import (
     UnwritableError,
     make_folder,
@@ -277,9 +278,10 @@ def read_status(path: Path) -> RunStatus | None:
         UserError: `status.json` is corrupt.
     """
     file = path / STATUS_FILE
-    if not file.exists():
+    try:
+        content = _read_json(file)
+    except FileNotFoundError:
         return None
-    content = _read_json(file)
     try:
         status = RunStatus(**content)
     except TypeError as error:
@@ -287,7 +289,14 @@ def read_status(path: Path) -> RunStatus | None:
     if status.status not in STATUSES:
         known = ", ".join(STATUSES)
         raise UserError(f"{file} is corrupt: status {status.status!r} is none of {known}")
-    return status
+    for name in ("epoch", "step"):
+        value = getattr(status, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(
+                f"{file} is corrupt: {name} {value!r} is no count; delete it to resume the run"
+            )
+    # shown on a terminal, which the file may not command
+    return replace(status, message=one_line(status.message))
 
 
 def is_locked(path: Path) -> bool:
@@ -311,9 +320,10 @@ def is_locked(path: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is corrupt: {error}; delete it to resume the run") from error
+        reason = one_line(error)
+        raise UserError(f"{path} is corrupt: {reason}; delete it to resume the run") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is corrupt: expected a JSON object; delete it to resume the run")
     return content

@@ -15,7 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.analysis.showing.theory_page import write_page
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.runs.owned_folder import OwnedFolder
 from experiments.theory.settling import settle
 
@@ -33,6 +35,7 @@ SUBJECTS = (
 )
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -46,18 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.theory", description="The claims that need no training."
     )
     parser.add_argument("subjects", nargs="*", help=f"default: all of {', '.join(SUBJECTS)}")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: results/theory")
+    parser.add_argument(
+        "--out", type=user_path, default=DEFAULT_OUT, help="default: results/theory"
+    )
     parser.add_argument("--judge-only", action="store_true", help="only judge the files there")
     options = parser.parse_args(arguments)
-    try:
-        chosen = _chosen(options.subjects)
-        OwnedFolder(options.out).claim([*(f"{subject}.json" for subject in chosen), "README.md"])
-        if not options.judge_only:
-            _settle_all(chosen, options.out)
-        page = write_page(options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chosen = _chosen(options.subjects)
+    OwnedFolder(options.out).claim([*(f"{subject}.json" for subject in chosen), "README.md"])
+    if not options.judge_only:
+        _settle_all(chosen, options.out)
+    page = write_page(options.out)
     print(page.terminal())
     return 0
 
