@@ -43,6 +43,8 @@ from experiments.data.imagenet.source import EncodedSplit, ResizedSplit, Unreada
 from experiments.data.settings import read_dataset
 from experiments.errors import UserError
 from experiments.runs.atomic import remove_leftovers, write_atomically
+from experiments.runs.locks import HeldLock
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -144,18 +146,18 @@ def locked(target: Path) -> Iterator[None]:
     try:
         for split in SPLITS:
             (target / split).mkdir(parents=True, exist_ok=True)
-        handle = os.open(target / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = HeldLock(os.open(target / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644))
     except OSError as error:
         raise UserError(f"{str(target)!r} cannot be written ({error})") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
         raise UserError(
             f"another preparation is writing {str(target)!r}: wait for it, or name another folder"
         ) from error
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _digest(sources: dict[str, EncodedSplit]) -> str:
@@ -304,6 +306,7 @@ _worker: tuple[dict[str, ResizedSplit], Plan, Path] | None = None
 
 def _begin_worker(sources: dict[str, EncodedSplit], plan: Plan, target: Path) -> None:
     global _worker
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent obeys it and cancels what is left
     torch.set_num_threads(1)
     splits = {

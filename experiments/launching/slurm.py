@@ -23,6 +23,7 @@ from experiments.launching import torchrun
 from experiments.launching.processes import shell_line
 from experiments.runs.outcome import Outcome, freeze, recorded_outcome
 from experiments.runs.spec import RunSpec
+from experiments.supervision import signalled_at_parents_death
 
 if TYPE_CHECKING:
     import submitit
@@ -99,6 +100,7 @@ class Task:
         self._process = subprocess.Popen(
             ["env", f"--ignore-signal={ignored}", *command],
             env={**os.environ, **self._environment},
+            preexec_fn=signalled_at_parents_death(),
         )
         while (code := self._process.poll()) is None:  # not wait(): a signal handler waits too
             time.sleep(0.2)

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from experiments.errors import UserError
 from experiments.runs.atomic import remove_leftovers, write_atomically
+from experiments.runs.locks import HeldLock, holder
 from experiments.runs.spec import NUMERICS_VERSION, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
@@ -63,7 +64,7 @@ class RunDirectory:
         status: the status found when it was opened, or written last; None in a new directory.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, lock: int):
+    def __init__(self, path: Path, spec: RunSpec, lock: HeldLock):
         self.path = path
         self.spec = spec
         self.status: RunStatus | None = None
@@ -165,9 +166,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock; more than once does no harm."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        self._lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -251,15 +250,15 @@ def is_locked(path: Path) -> bool:
         path: a run directory; it may not exist.
     """
     try:
-        descriptor = os.open(path / LOCK_FILE, os.O_RDONLY)
+        lock = HeldLock(os.open(path / LOCK_FILE, os.O_RDONLY))
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
-        os.close(descriptor)
+        lock.release()
     return False
 
 
@@ -281,34 +280,30 @@ def _make(path: Path) -> Path:
     return path
 
 
-def _lock(path: Path) -> int:
-    """Take the lock of a run directory.
-
-    Returns:
-        A file descriptor; the lock is held until it is closed or the process ends.
-    """
+def _lock(path: Path) -> HeldLock:
+    """Take the lock of a run directory, which holds the process id of its owner."""
     file = path / LOCK_FILE
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        lock = HeldLock(os.open(file, os.O_RDWR | os.O_CREAT, 0o644))
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
-        _take(descriptor)
+        _take(lock.descriptor)
     except BlockingIOError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        owner = holder(lock.descriptor)
+        lock.release()
         raise UserError(
-            f"run directory in use by pid {owner}: {path}; wait for it, or end that process"
+            f"run directory in use by {owner}: {path}; wait for it, or end that process"
         ) from error
     except OSError as error:
-        os.close(descriptor)
+        lock.release()
         raise UserError(
             f"{file} cannot be locked ({error.strerror}): set results_dir to a file system "
             "that has locks"
         ) from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+    os.ftruncate(lock.descriptor, 0)
+    os.pwrite(lock.descriptor, f"{os.getpid()}\n".encode(), 0)
+    return lock
 
 
 def _take(descriptor: int) -> None:

@@ -38,6 +38,7 @@ from experiments.data.imagenet.source import Labels, Split, UnreadableError, can
 from experiments.data.part import WHOLE, Part
 from experiments.data.randomness import stream
 from experiments.errors import UserError
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -238,8 +239,9 @@ def _unchanged(loaded: Any) -> Any:
 def _leave_signals_to_the_training(_: int) -> None:
     """Ctrl-C reaches all processes of a terminal; the training obeys it between two steps.
 
-    The workers go on until they are told to end (`_Workers.close`); one without a parent ends too.
+    The workers go on until they are told to end (`_Workers.close`), or have no parent any more.
     """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
