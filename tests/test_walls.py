@@ -68,16 +68,16 @@ def test_collectives_stay_where_processes_are_known():
 @pytest.mark.parametrize(
     ("room", "may_import"),
     [
-        ("runs", ["runs", "errors"]),
+        ("runs", ["runs", "errors", "yaml_text"]),
         (
             "training",
             ["training", "runs", "data", "models", "optimizers", "settings", "errors"],
         ),
-        ("launching", ["launching", "training", "runs", "settings", "errors"]),
-        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors"]),
+        ("launching", ["launching", "training", "runs", "settings", "supervision", "errors"]),
+        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors", "yaml_text"]),
         (
             "analysis/judging",
-            ["analysis.judging", "analysis.measuring", "contestants", "errors"],
+            ["analysis.judging", "analysis.measuring", "contestants", "errors", "yaml_text"],
         ),
     ],
 )
@@ -100,6 +100,7 @@ def test_analysis_knows_run_files_alone():
             "experiments.errors",
             "experiments.contestants",
             "experiments.runs.deciding",
+            "experiments.yaml_text",
         )
 
     assert violations(sources("experiments/analysis"), forbidden) == []

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.errors import UserError
 from experiments.launching import torchrun
 from experiments.launching.processes import shell_line
+from experiments.launching.rendezvous import can_open
 from experiments.runs.outcome import Outcome, freeze, recorded_outcome
 from experiments.runs.spec import RunSpec
 from experiments.supervision import signalled_at_parents_death
@@ -94,6 +95,11 @@ class Task:
         import submitit
 
         host = submitit.JobEnvironment().hostnames[0]
+        if submitit.JobEnvironment().node == 0 and not can_open(f"{host}:{self.port}"):
+            raise RuntimeError(
+                f"port {self.port} of {host}, which follows from the run's key, is taken by "
+                "another program: end that, or submit to other machines"
+            )
         command = self.command(f"{host}:{self.port}")
         # SLURM signals all processes of a job; submitit's signal would end torchrun and ranks.
         ignored = submitit.JobEnvironment().USR_SIG

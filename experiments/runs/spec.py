@@ -26,6 +26,7 @@ from yaml import YAMLError
 from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
 from experiments.runs.deciding import LATER_KEYS, is_cosmetic
+from experiments.yaml_text import refuse_bomb
 
 # Raised by hand whenever a change of the code changes the numbers of an unchanged config.
 NUMERICS_VERSION = 1
@@ -204,6 +205,7 @@ class RunSpec:
             UserError: the file is missing, is no YAML, or holds values that will not do.
         """
         try:
+            refuse_bomb(Path(path).read_text(encoding="utf-8"), path)
             config = OmegaConf.load(path)
         except FileNotFoundError as error:
             raise UserError(f"no config at {path}: expected the config.yaml of a run") from error

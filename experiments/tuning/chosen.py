@@ -19,6 +19,7 @@ from experiments.contestants import TUNED_GROUP
 from experiments.errors import UserError, nearest
 from experiments.runs.atomic import write_atomically
 from experiments.tuning.space import check_seeds
+from experiments.yaml_text import refuse_bomb
 
 _ADOPTED = """# @package _global_
 # Written by python -m experiments.tune with --adopt: what the search chose, over the recipe.
@@ -64,7 +65,9 @@ class Chosen:
             UserError: it is missing or was not written by a search.
         """
         try:
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            refuse_bomb(text, path)
+            content: Any = yaml.safe_load(text)
             return cls(**content)
         except FileNotFoundError as error:
             raise UserError(f"--tuned {path} does not exist: run experiments.tune first") from error

@@ -34,6 +34,7 @@ from experiments.analysis.measuring.measures import MEASURES, measure_named
 from experiments.analysis.measuring.runs import SCALES
 from experiments.contestants import arms
 from experiments.errors import UserError, nearest
+from experiments.yaml_text import refuse_bomb
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[3] / "results" / "claims.yaml"
 KINDS = ("value", "difference", "ordering", "ratio", "speedup", "share", "theory")
@@ -209,7 +210,9 @@ def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(text, path)
+        content = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except yaml.YAMLError as error:

@@ -23,6 +23,7 @@ import yaml
 from numpy.typing import NDArray
 
 from experiments.errors import UserError, nearest
+from experiments.yaml_text import refuse_bomb
 
 logger = logging.getLogger(__name__)
 
@@ -338,7 +339,9 @@ def _read_json(path: Path) -> Record:
 
 def _read_yaml(path: Path) -> Record:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(text, path)
+        content = yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML ({reason})") from error

@@ -22,6 +22,7 @@ from experiments.analysis.measuring.pairing import compare_groups
 from experiments.analysis.measuring.runs import load_runs
 from experiments.contestants import arms, options
 from experiments.errors import UserError, nearest
+from experiments.yaml_text import refuse_bomb
 
 LEDGER = "results/deviations.yaml"
 # What an effect is measured by, and the scale of the command that measures it.
@@ -80,7 +81,9 @@ def load_ledger(path: Path) -> tuple[Deviation, ...]:
         UserError: the file is missing or a row breaks the schema; the message names the row.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        text = path.read_text(encoding="utf-8")
+        refuse_bomb(text, path)
+        content = yaml.load(text, Loader=_UniqueKeys)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except yaml.YAMLError as error:
