@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -25,8 +26,11 @@ from yaml import YAMLError
 
 from experiments.contestants import ARM_GROUP, CONFIG_DIR, arms, experiments_with_arm, options
 from experiments.errors import UserError, nearest, one_line
+from experiments.yaml_text import refuse_bombs_once
 
 CONFIG_NAME = "train"
+# Where Hydra is told to look for configs besides those of the project.
+_CONFIG_DIR_OPTION = re.compile(r"^(?:--config-dir|-cd)(?:=|\n)(.+)$", re.M)
 
 # What composing can raise because of what the user wrote, on the command line or in a config file.
 # Hydra raises a plain ValueError for `optimizer=null` and its like.
@@ -113,8 +117,12 @@ def with_arms_as_groups(overrides: Sequence[str]) -> list[str]:
         The overrides, those of arms rewritten.
 
     Raises:
-        UserError: no such arm, an arm of another experiment, or an optimizer beside the arm.
+        UserError: no such arm, an arm of another experiment, an optimizer beside the arm, or a
+            config file that cannot be composed within the memory of a machine.
     """
+    refuse_bombs_once(CONFIG_DIR)
+    for folder in _CONFIG_DIR_OPTION.findall("\n".join(overrides)):
+        refuse_bombs_once(Path(folder))
     chosen = {item.split("=", 1)[0]: item.split("=", 1)[1] for item in overrides if "=" in item}
     if any(key.lstrip("+~") == ARM_GROUP for key in chosen):
         raise UserError(f"{ARM_GROUP} is chosen with arm=<name> beside experiment=<name>")

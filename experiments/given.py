@@ -12,11 +12,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-
-import yaml
 
 from experiments.errors import UserError, one_line
 
@@ -31,8 +28,6 @@ MALFORMED = (
 )
 #: Larger than the records of the longest run, and far smaller than a machine's memory.
 MOST_BYTES = 1 << 30
-#: Of lists and mappings in each other.
-MOST_LEVELS = 500
 
 
 def user_path(text: str | Path, where: str = "") -> Path:
@@ -143,40 +138,6 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({one_line(error)})") from error
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file of plain values, in which no key stands twice.
-
-    Raises:
-        FileNotFoundError: there is none.
-        UserError: it cannot be read.
-    """
-    text = read_text(path)
-    try:
-        _check_depth(text)
-        # Bytes of a path that are no UTF-8, which the C loader does not take.
-        return yaml.load(text, Loader=_Strict if "\\ud" not in text.lower() else _SlowStrict)
-    # What stands in a scalar decides which constructor meets it: dates alone raise three kinds.
-    except Exception as error:
-        reason = one_line(error) or type(error).__name__
-        raise UserError(f"{path} is not valid YAML ({reason})") from error
-
-
-def _check_depth(text: str) -> None:
-    """Refuse nesting that the C loader follows until its stack, and the process with it, ends."""
-    # Each level opens a bracket or begins further to the right: where there are few, none is deep.
-    widest = max(map(len, text.splitlines()), default=0)
-    if text.count("[") + text.count("{") + widest <= MOST_LEVELS:
-        return
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MOST_LEVELS:
-            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
@@ -188,34 +149,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number in JSON")
-
-
-# The C loader is ten times as fast and builds the same plain objects.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _UniqueKeys:
-    """Refuses a key that stands twice: the first one would be lost without a word."""
-
-    def construct_mapping(self: Any, node: yaml.MappingNode, deep: bool = False) -> Any:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    line = key_node.start_mark.line + 1
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"line {line}: the key {key!r} stands twice"
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[misc]
-
-
-class _Strict(_UniqueKeys, _Loader):  # type: ignore[misc]
-    pass
-
-
-class _SlowStrict(_UniqueKeys, yaml.SafeLoader):
-    pass

@@ -23,6 +23,7 @@ from experiments.given import user_path
 from experiments.runs.directory import CONFIG_FILE
 from experiments.runs.outcome import USER_ERROR, recorded_mistake
 from experiments.runs.spec import RunSpec
+from experiments.supervision import end_with_parent
 
 
 def run(directory: Path) -> None:
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.worker", description=__doc__)
     parser.add_argument("directory", type=user_path, help="a run directory with its config.yaml")
     directory: Path = parser.parse_args(arguments).directory
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun gives each rank a session, which nobody's signals reach
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         run(directory)

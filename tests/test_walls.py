@@ -72,13 +72,19 @@ def test_collectives_stay_where_processes_are_known():
 @pytest.mark.parametrize(
     ("room", "may_import"),
     [
-        ("runs", ["runs", "given", "errors"]),
+        ("runs", ["runs", "given", "yaml_text", "errors"]),
         (
             "training",
             ["training", "runs", "data", "models", "optimizers", "settings", "given", "errors"],
         ),
-        ("launching", ["launching", "training", "runs", "settings", "entry", "errors"]),
-        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "given", "errors"]),
+        (
+            "launching",
+            ["launching", "training", "runs", "settings", "entry", "supervision", "errors"],
+        ),
+        (
+            "analysis/measuring",
+            ["analysis.measuring", "runs.deciding", "given", "yaml_text", "errors"],
+        ),
         (
             "analysis/judging",
             [
@@ -86,6 +92,7 @@ def test_collectives_stay_where_processes_are_known():
                 "analysis.measuring",
                 "contestants",
                 "given",
+                "yaml_text",
                 "runs.atomic",
                 "errors",
             ],
@@ -113,6 +120,7 @@ def test_analysis_knows_run_files_alone():
             "experiments.given",
             "experiments.contestants",
             "experiments.runs.deciding",
+            "experiments.yaml_text",
             "experiments.runs.atomic",
             "experiments.runs.owned_folder",
         )
@@ -120,12 +128,14 @@ def test_analysis_knows_run_files_alone():
     assert violations(sources("experiments/analysis"), forbidden) == []
     # Names of config files and keys, and how files are read and written, are all that it may learn
     # besides.
-    names = ("contestants", "entry", "errors", "given", "runs/__init__", "runs/deciding")
-    names += ("runs/atomic", "runs/owned_folder")
+    names = ("contestants", "entry", "errors", "given", "yaml_text")
+    names += ("runs/__init__", "runs/deciding", "runs/atomic", "runs/owned_folder", "runs/locks")
     shared = [ROOT / f"experiments/{name}.py" for name in names]
 
+    light = ("errors", "given", "yaml_text", "runs.atomic", "runs.locks")
+
     def beyond(module):
-        own = within(module, *(f"experiments.{n}" for n in ("errors", "given", "runs.atomic")))
+        own = within(module, *(f"experiments.{n}" for n in light))
         return not own and module.split(".")[0] not in {*STANDARD, "yaml"}
 
     assert violations(shared, beyond) == []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,8 +27,10 @@ from experiments.benchmarks.distributed_report import markdown
 from experiments.benchmarks.measure import exit_status, folder_for, write_measured
 from experiments.errors import UserError, nearest
 from experiments.given import user_path
+from experiments.launching.processes import run_to_end
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
+from experiments.supervision import end_with_parent
 from experiments.training.ranks import Ranks, join_ranks
 from mlbfgs import MLBFGS, plan
 from mlbfgs.collectives import Distribution
@@ -124,7 +126,9 @@ def start_ranks(network: str, count: int) -> dict[str, Any]:
         out = Path(folder) / "measured.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(count), "-m", "experiments.benchmarks.distributed"]
-        subprocess.run([*command, "--networks", network, "--as-rank", str(out)], check=True)
+        code = run_to_end([*command, "--networks", network, "--as-rank", str(out)], os.environ)
+        if code != 0:
+            raise UserError(f"{network} on {count} ranks ended with exit code {code}: see above")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
 
@@ -179,6 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write distributed.json and distributed.md, print the tables."""
     chosen = parse(arguments)
     if chosen.as_rank is not None:
+        end_with_parent()
         with join_ranks(use_gpu=False, timeout_s=TIMEOUT_S) as ranks:
             measured = measure_network(chosen.networks[0], ranks)
             if ranks.leads:

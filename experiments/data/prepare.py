@@ -52,6 +52,8 @@ from experiments.runs.atomic import (
     remove_leftovers,
     write_atomically,
 )
+from experiments.runs.locks import HeldLock
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -195,18 +197,18 @@ def locked(target: Path) -> Iterator[None]:
     try:
         for split in SPLITS:
             make_folder(target / split, below=target)
-        handle = open_own(target / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        lock = HeldLock(open_own(target / LOCK_FILE, os.O_RDWR | os.O_CREAT))
     except (OSError, UnwritableError) as error:
         raise UserError(f"{str(target)!r} cannot be written ({error})") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
         raise UserError(
             f"another preparation is writing {str(target)!r}: wait for it, or name another folder"
         ) from error
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _digest(sources: dict[str, EncodedSplit]) -> str:
@@ -355,6 +357,7 @@ _worker: tuple[dict[str, ResizedSplit], Plan, Path] | None = None
 
 def _begin_worker(sources: dict[str, EncodedSplit], plan: Plan, target: Path) -> None:
     global _worker
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent obeys it and cancels what is left
     torch.set_num_threads(1)
     splits = {

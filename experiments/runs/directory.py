@@ -28,6 +28,7 @@ from experiments.runs.atomic import (
     remove_leftovers,
     write_atomically,
 )
+from experiments.runs.locks import HeldLock, holder
 from experiments.runs.spec import NUMERICS_MEANING, NUMERICS_ROUNDING, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
@@ -84,7 +85,7 @@ class RunDirectory:
         status: the status found when it was opened, or written last; None in a new directory.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, lock: int):
+    def __init__(self, path: Path, spec: RunSpec, lock: HeldLock | None):
         self.path = path
         self.spec = spec
         self.status: RunStatus | None = None
@@ -108,7 +109,7 @@ class RunDirectory:
                 `resume=never`.
         """
         path = spec.directory if path is None else path
-        directory = cls(path, spec, -1)
+        directory = cls(path, spec, None)
         directory.status = read_status(path)
         if directory.finished:
             directory._check_config()
@@ -208,9 +209,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock; more than once does no harm."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -306,15 +306,15 @@ def is_locked(path: Path) -> bool:
         path: a run directory; it may not exist.
     """
     try:
-        descriptor = open_own(path / LOCK_FILE, os.O_RDONLY)
+        lock = HeldLock(open_own(path / LOCK_FILE, os.O_RDONLY))
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
-        os.close(descriptor)
+        lock.release()
     return False
 
 
@@ -351,36 +351,32 @@ def _make(path: Path, below: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int:
-    """Take the lock of a run directory.
-
-    Returns:
-        A file descriptor; the lock is held until it is closed or the process ends.
-    """
+def _lock(path: Path) -> HeldLock:
+    """Take the lock of a run directory, which holds the process id of its owner."""
     file = path / LOCK_FILE
     try:
-        descriptor = _open_lock(file)
+        lock = HeldLock(_open_lock(file))
     except OSError as error:
         refused = UnwritableError(file, error)
         raise (_unwritable(path, refused) if refused.forbidden else refused) from error
     try:
-        _take(descriptor)
+        _take(lock.descriptor)
     except BlockingIOError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        owner = holder(lock.descriptor)
+        lock.release()
         raise InUseError(
-            f"run directory in use by pid {owner}: {path}; wait for it, or end that process"
+            f"run directory in use by {owner}: {path}; wait for it, or end that process"
         ) from error
     except OSError as error:
-        os.close(descriptor)
+        lock.release()
         raise UserError(
             f"{file} cannot be locked ({error.strerror}): set results_dir to a file system "
             "that has locks"
         ) from error
     with suppress(OSError):  # a full disk, or a file that only its owner may write
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+        os.ftruncate(lock.descriptor, 0)
+        os.pwrite(lock.descriptor, f"{os.getpid()}\n".encode(), 0)
+    return lock
 
 
 def _open_lock(file: Path) -> int:

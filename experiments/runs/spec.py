@@ -28,6 +28,7 @@ from experiments.errors import UserError, nearest, one_line
 from experiments.given import MALFORMED, read_text, user_path
 from experiments.runs.atomic import write_atomically
 from experiments.runs.deciding import LATER_KEYS, is_cosmetic
+from experiments.yaml_text import refuse_bomb
 
 # Both raised by hand where a change of the code changes the numbers of an unchanged config.
 # The meaning: the run is another experiment now, by more than rounding, and gets another key.
@@ -225,7 +226,9 @@ class RunSpec:
             UserError: the file is missing, is no YAML, or holds values that will not do.
         """
         try:
-            config = OmegaConf.load(io.StringIO(read_text(Path(path))))
+            text = read_text(Path(path))
+            refuse_bomb(text, path)
+            config = OmegaConf.load(io.StringIO(text))
         except FileNotFoundError as error:
             raise UserError(f"no config at {path}: expected the config.yaml of a run") from error
         except (OSError, YAMLError, OmegaConfBaseException, *MALFORMED) as error:

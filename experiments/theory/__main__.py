@@ -19,6 +19,7 @@ from experiments.entry import entry
 from experiments.errors import UserError, nearest
 from experiments.given import user_path
 from experiments.runs.owned_folder import OwnedFolder
+from experiments.supervision import end_with_parent
 from experiments.theory.settling import settle
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "results" / "theory"
@@ -66,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _settle_all(subjects: Sequence[str], folder: Path) -> None:
     jobs = min(2, os.cpu_count() or 1, len(subjects))
     # spawned: torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         futures = [pool.submit(settle, subject, folder) for subject in subjects]
         for future in futures:
             subject, seconds = future.result()

@@ -18,9 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.contestants import TUNED_GROUP
 from experiments.errors import UserError, nearest, one_line
-from experiments.given import MALFORMED, is_number, read_yaml
+from experiments.given import MALFORMED, is_number
 from experiments.runs.atomic import make_folder, write_atomically
 from experiments.tuning.space import check_seeds
+from experiments.yaml_text import read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # What begins with an underscore says what is to be imported and called.

@@ -33,7 +33,8 @@ from experiments.analysis.measuring.measures import MEASURES, measure_named
 from experiments.analysis.measuring.runs import SCALES
 from experiments.contestants import arms
 from experiments.errors import UserError, nearest
-from experiments.given import is_number, read_yaml, visible
+from experiments.given import is_number, visible
+from experiments.yaml_text import read_yaml
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[3] / "results" / "claims.yaml"
 KINDS = ("value", "difference", "ordering", "ratio", "speedup", "share", "theory")

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.errors import UserError, nearest, one_line
-from experiments.given import is_number, open_plain, parse_json, read_json, read_yaml, visible
+from experiments.given import is_number, open_plain, parse_json, read_json, visible
+from experiments.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from experiments.analysis.measuring.pairing import compare_groups
 from experiments.analysis.measuring.runs import load_runs
 from experiments.contestants import arms, options
 from experiments.errors import UserError, nearest
-from experiments.given import read_yaml
+from experiments.yaml_text import read_yaml
 
 LEDGER = "results/deviations.yaml"
 # What an effect is measured by, and the scale of the command that measures it.

@@ -14,7 +14,7 @@ from functools import cache
 
 from experiments.analysis.measuring.groups import Group
 from experiments.contestants import CONFIG_DIR, arms
-from experiments.given import read_yaml
+from experiments.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
