@@ -30,7 +30,7 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from experiments.benchmarks.data_report import markdown
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.data import InMemoryData, cifar
 from experiments.data.batches import RawData
@@ -319,4 +319,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

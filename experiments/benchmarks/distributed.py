@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.benchmarks.distributed_report import markdown
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
 from experiments.given import user_path
 from experiments.launching.processes import run_to_end
@@ -157,7 +158,7 @@ def formulas(network: str, counts: list[int]) -> dict[str, Any]:
     }
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -179,7 +180,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write distributed.json and distributed.md, print the tables."""
     chosen = parse(arguments)
     if chosen.as_rank is not None:
@@ -188,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
             measured = measure_network(chosen.networks[0], ranks)
             if ranks.leads:
                 write_atomically(chosen.as_rank, json.dumps(measured))
-        return
+        return 0
     folder = folder_for(chosen.out, "distributed")
     result = {
         "origin": describe_origin(torch.device("cpu")),
@@ -203,7 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         },
     }
     write_measured(folder, "distributed", result, markdown(result))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import math
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from experiments.benchmarks.first_contact_problems import Problem, problems, text_digest
 from experiments.benchmarks.first_contact_report import DIVERGED_ABOVE, judged, markdown
+from experiments.benchmarks.measure import folder_for, write_measured
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
-from experiments.runs.atomic import write_atomically
+from experiments.given import user_path
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS, SLIMQN
 
@@ -130,7 +132,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -140,7 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", default=",".join(known))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     for name in chosen.problems.split(","):
         if name not in known:
@@ -151,9 +153,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, judge, write first_contact.json and first_contact.md, print the page."""
     chosen = parse(arguments)
+    folder = folder_for(chosen.out, "first_contact")
     torch.set_num_threads(1)
     logging.getLogger("mlbfgs").setLevel(logging.ERROR)  # most printed runs have much to say
     found: dict[str, Any] = {}
@@ -174,15 +178,9 @@ def main(arguments: list[str] | None = None) -> None:
         "problems": found,
         "bar": judged(found),
     }
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "first_contact.json", json.dumps(result, indent=1) + "\n")
-    page = markdown(result)
-    write_atomically(chosen.out / "first_contact.md", page)
-    print(page)
+    write_measured(folder, "first_contact", result, markdown(result))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    sys.exit(main())

@@ -29,7 +29,7 @@ from omegaconf import OmegaConf
 from experiments.benchmarks.contender import EXPERIMENT, OneBatch, network
 from experiments.benchmarks.cost_report import markdown
 from experiments.benchmarks.cost_rounds import Plan, measure_apart, measure_together
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.contestants import options
 from experiments.data.shapes import data_shape
@@ -136,4 +136,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

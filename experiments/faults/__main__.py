@@ -21,15 +21,19 @@ from pathlib import Path
 
 import torch
 
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
 from experiments.faults.report import markdown, summary
 from experiments.faults.trial import CYCLE, KINDS, Account, make_reference, run_trial
-from experiments.runs.atomic import write_atomically
+from experiments.given import read_text, user_path
+from experiments.runs.atomic import make_folder
+from experiments.runs.owned_folder import OwnedFolder
 from experiments.runs.provenance import describe_origin
 
 TRIALS_FILE = "trials.jsonl"
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m experiments.faults", description=__doc__)
@@ -39,19 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--redo", action="store_true", help="make again what did not end equal or had a traceback"
     )
-    parser.add_argument("--work", type=Path, default=Path("outputs/faults"), help="runs and logs")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument(
+        "--work", type=user_path, default=Path("outputs/faults"), help="runs and logs"
+    )
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     options = parser.parse_args(arguments)
+    kinds = _kinds(options.kinds)
+    if options.trials < 1:
+        raise UserError(f"--trials {options.trials} must be at least 1")
+    if sys.platform != "linux":
+        raise UserError("processes are found in /proc, so this needs Linux")
     try:
-        kinds = _kinds(options.kinds)
-        if options.trials < 1:
-            raise UserError(f"--trials {options.trials} must be at least 1")
-        if sys.platform != "linux":
-            raise UserError("processes are found in /proc, so this needs Linux")
         accounts = _trials(options, kinds)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with the next trial", file=sys.stderr)
         return 130
@@ -60,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _trials(options: argparse.Namespace, kinds: tuple[str, ...]) -> list[Account]:
     """Make the trials that are not on file, each noted when it is over."""
-    work: Path = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    folder = OwnedFolder(options.out)
+    folder.claim(["faults.json", "faults.md"])
+    work = make_folder(options.work.resolve())
     found, commits = _on_file(work / TRIALS_FILE, options.seed, kinds)
     accounts = {account.trial: account for account in found}
     if options.redo:
@@ -82,9 +86,8 @@ def _trials(options: argparse.Namespace, kinds: tuple[str, ...]) -> list[Account
         print(f"{number + 1}/{options.trials} {account.kind}: {account.outcome}", flush=True)
         ordered = [accounts[i] for i in sorted(accounts)]
         result = {"seed": options.seed, "origin": origin, "commits": commits, **summary(ordered)}
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(options.out / "faults.json", json.dumps(result, indent=2) + "\n")
-        write_atomically(options.out / "faults.md", markdown(result))
+        page = markdown(result)
+        folder.replace({"faults.json": json.dumps(result, indent=2) + "\n", "faults.md": page})
     return list(accounts.values())
 
 
@@ -96,7 +99,7 @@ def _on_file(file: Path, seed: int, kinds: tuple[str, ...]) -> tuple[list[Accoun
     """
     if not file.exists():
         return [], []
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in read_text(file).splitlines()]
     for line in lines:
         if (line["seed"], tuple(line["kinds"])) != (seed, kinds):
             raise UserError(f"{file} has trials of another --seed or --kinds: name another --work")

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 
 TEMPORARY_SUFFIX = ".tmp"
 #: How a full disk, a full quota and a limit of file sizes are told.
@@ -54,7 +54,7 @@ class UnwritableError(UserError):
         self.forbidden = error.errno in _FORBIDDEN
         ways = {**dict.fromkeys(NO_SPACE, "make room"), **dict.fromkeys(_ODD, "move it away")}
         way = f"{ways[error.errno]}, or " if error.errno in ways else ""
-        self.reason = error.strerror or " ".join(str(error).split())
+        self.reason = error.strerror or one_line(error)
         self._arguments = path, error
         super().__init__(f"cannot write {path}: {self.reason}; {way}name another folder")
 
