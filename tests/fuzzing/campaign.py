@@ -137,7 +137,11 @@ def _outside(scratch: Path) -> set[str]:
 @contextlib.contextmanager
 def _inside(scratch: Path) -> Iterator[None]:
     """Work in a folder of the campaign's own, with a home of its own."""
-    variables = {"HOME": str(scratch / "home"), "XDG_CACHE_HOME": str(scratch / "results/cache")}
+    variables = {
+        "HOME": str(scratch / "home"),
+        "XDG_CACHE_HOME": str(scratch / "results" / "cache"),
+        "MPLCONFIGDIR": str(scratch / "results" / "matplotlib"),
+    }
     before, folder = {name: os.environ.get(name) for name in variables}, os.getcwd()
     os.environ.update(variables)
     os.chdir(scratch / "cwd")
