@@ -321,7 +321,7 @@ def is_locked(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = parse_json(read_text(path))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         reason = one_line(error)
         raise UserError(f"{path} is corrupt: {reason}; delete it to resume the run") from error
     if not isinstance(content, dict):
