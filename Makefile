@@ -14,7 +14,7 @@ DRY :=
 EXPERIMENTS := $(notdir $(basename $(wildcard configs/experiment/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-processors test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed bench-first-contact $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
+.PHONY: help install demo fuzz test test-processors test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed bench-first-contact $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ format: $(STAMP) ## let ruff rewrite the code
 
 theory: $(STAMP) ## settle every claim that needs no training; page of verdicts in results/theory (about 4 minutes)
 	$(BIN)/python -m experiments.theory
+
+EXAMPLES := 1000
+fuzz: $(STAMP) ## feed EXAMPLES generated inputs to commands and readers (1000: about 5 minutes); counts in results/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --examples $(EXAMPLES) --out results/benchmarks/fuzzing.json
 
 bench: bench-optimizer bench-cost bench-distributed bench-first-contact ## all benchmarks
 

@@ -8,10 +8,13 @@ the nearest valid name. Both entry points, `train` and `reproduce`, compose thro
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     HydraException,
     MissingConfigException,
@@ -22,13 +25,31 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from experiments.contestants import ARM_GROUP, CONFIG_DIR, arms, experiments_with_arm, options
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
+from experiments.yaml_text import refuse_bombs_once
 
 CONFIG_NAME = "train"
+# Where Hydra is told to look for configs besides those of the project.
+_CONFIG_DIR_OPTION = re.compile(r"^(?:--config-dir|-cd)(?:=|\n)(.+)$", re.M)
 
 # What composing can raise because of what the user wrote, on the command line or in a config file.
 # Hydra raises a plain ValueError for `optimizer=null` and its like.
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    ValueError,
+    RecursionError,
+)
+
+# Keys whose values are paths. Hydra's grammar has no words for a `~`, an umlaut or a `#`.
+PATH_KEYS = (
+    "results_dir",
+    "dataset.root",
+    "dataset.cache_dir",
+    "dataset.val_labels",
+    "model.weights",
+)
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
@@ -40,13 +61,50 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: a name, a key or a value will not do.
     """
-    overrides = with_arms_as_groups(overrides)
+    overrides = with_arms_as_groups(with_paths_quoted(overrides))
     try:
         config = _compose(overrides)
     except COMPOSITION_ERRORS as error:
         raise UserError(explained(error, overrides)) from error
     refuse_unknown_keys(config)
     return config
+
+
+def override(key: str, value: str) -> str:
+    """Write a text as an override, in quotes where Hydra would read it otherwise or not at all."""
+    plain = f"{key}={value}"
+    return plain if _reads_as(plain, value) else quoted(key, value)
+
+
+def quoted(key: str, value: str) -> str:
+    """An override whose value is this very text, whatever is in it."""
+    # Of backslashes, only those in front of a quote count, and the last ones are in front of one.
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", value)
+    end = len(escaped) - len(escaped.rstrip("\\"))
+    return f"{key}='{escaped}{escaped[len(escaped) - end :]}'"
+
+
+def with_paths_quoted(overrides: Sequence[str]) -> list[str]:
+    """Quote the paths that Hydra's grammar cannot read as they stand, such as `~/results`."""
+    return [_path_quoted(item) for item in overrides]
+
+
+def _path_quoted(item: str) -> str:
+    key, equals, value = item.partition("=")
+    if not equals or key.lstrip("+") not in PATH_KEYS:
+        return item
+    try:
+        OverridesParser.create().parse_override(item)
+    except COMPOSITION_ERRORS:
+        return quoted(key, value)
+    return item
+
+
+def _reads_as(item: str, value: str) -> bool:
+    try:
+        return bool(OverridesParser.create().parse_override(item).value() == value)
+    except COMPOSITION_ERRORS:
+        return False
 
 
 def with_arms_as_groups(overrides: Sequence[str]) -> list[str]:
@@ -59,8 +117,12 @@ def with_arms_as_groups(overrides: Sequence[str]) -> list[str]:
         The overrides, those of arms rewritten.
 
     Raises:
-        UserError: no such arm, an arm of another experiment, or an optimizer beside the arm.
+        UserError: no such arm, an arm of another experiment, an optimizer beside the arm, or a
+            config file that cannot be composed within the memory of a machine.
     """
+    refuse_bombs_once(CONFIG_DIR)
+    for folder in _CONFIG_DIR_OPTION.findall("\n".join(overrides)):
+        refuse_bombs_once(Path(folder))
     chosen = {item.split("=", 1)[0]: item.split("=", 1)[1] for item in overrides if "=" in item}
     if any(key.lstrip("+~") == ARM_GROUP for key in chosen):
         raise UserError(f"{ARM_GROUP} is chosen with arm=<name> beside experiment=<name>")
@@ -150,18 +212,30 @@ def explained(error: Exception, overrides: Sequence[str]) -> str:
         overrides: the overrides that led to it.
     """
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: write key=value or group=option, with no spaces"
+        return _unreadable(str(error.override))
     if isinstance(error, MissingConfigException):
         return _missing_config(error)
     if isinstance(error, YAMLError):
-        return f"a config file is no valid YAML: {_one_line(error)}"
+        return f"a config file is no valid YAML: {one_line(error)}"
     message = str(error) or str(error.__cause__)
     for pattern, explain in _EXPLANATIONS:
         found = re.search(pattern, message)
         if found:
             return explain(found, overrides)
-    cause = f" ({_one_line(error.__cause__)})" if str(error) and error.__cause__ else ""
-    return f"the config does not compose: {_one_line(message)}{cause}"
+    cause = f" ({one_line(error.__cause__)})" if str(error) and error.__cause__ else ""
+    return f"the config does not compose: {one_line(message)}{cause}"
+
+
+def _unreadable(item: str) -> str:
+    """Say how to write an override that the grammar cannot read."""
+    key, equals, value = item.partition("=")
+    said = f"cannot read {item!r}: write key=value or group=option, with no spaces"
+    if not equals or not re.fullmatch(r"[+~]{0,2}[\w./@]+", key):
+        return said
+    return (
+        f"{said}; a value with = # & [ ~ or the like stands in quotes, and these in the shell's: "
+        f"{shlex.quote(quoted(key, value))}"
+    )
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -189,7 +263,7 @@ def _missing_config(error: MissingConfigException) -> str:
         )
     if group:
         return f"{group}={name} does not exist; {nearest(name, options(group))}"
-    return f"config file {wanted!r} does not exist: {_one_line(error)}"
+    return f"config file {wanted!r} does not exist: {one_line(error)}"
 
 
 def _unknown_key(found: re.Match[str], overrides: Sequence[str]) -> str:
@@ -226,10 +300,6 @@ def _without(key: str, overrides: Sequence[str]) -> DictConfig | None:
         return _compose(singles)
     except COMPOSITION_ERRORS:
         return None
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 _EXPLANATIONS = (

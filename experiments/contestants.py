@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.given import visible
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 RECIPE_GROUP = "experiment/recipe"
 ARM_GROUP = "experiment/arm"
@@ -23,7 +25,7 @@ _ORDER = ("sgd", "adam", "adamw", "kfac", "slbfgs", "slimqn", "mlbfgs")
 
 def options(group: str) -> list[str]:
     """Names of the configs of a group, such as `optimizer`."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    return [path.stem for path in visible(CONFIG_DIR / group, "*.yaml")]
 
 
 def optimizers_with_recipe(experiment: str) -> tuple[str, ...]:
@@ -40,6 +42,5 @@ def arms(experiment: str) -> tuple[str, ...]:
 
 def experiments_with_arm(arm: str) -> tuple[str, ...]:
     """The experiments that have an arm of this name."""
-    return tuple(
-        path.parent.name for path in sorted((CONFIG_DIR / ARM_GROUP).glob(f"*/{arm}.yaml"))
-    )
+    folders = visible(CONFIG_DIR / ARM_GROUP, "*")
+    return tuple(folder.name for folder in folders if arm in arms(folder.name))

@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.composition import compose_config
 from experiments.data import Data, build_data
+from experiments.entry import entry
 from experiments.errors import UserError
 from experiments.models import build_model
 from experiments.runs.provenance import describe_hardware, describe_versions
@@ -289,6 +290,7 @@ def examine(overrides: Sequence[str]) -> Iterator[str]:
     yield advise(rates)
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -300,13 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING)
     trouble = False
-    try:
-        for line in examine(chosen.overrides):
-            print(line, flush=True)
-            trouble = trouble or line.startswith("!")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for line in examine(chosen.overrides):
+        print(line, flush=True)
+        trouble = trouble or line.startswith("!")
     return 1 if trouble else 0
 
 

@@ -34,6 +34,7 @@ from experiments.cost_plan import (
     predict,
 )
 from experiments.data.shapes import DataShape, data_shape
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
 from experiments.models import build_model
 
@@ -42,6 +43,7 @@ HARDWARE_FILE = CONFIG_DIR / "hardware.yaml"
 _LISTED = 16
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -57,11 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--utilisation", type=float, help="share of the peak FLOPs, 0 to 1")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        cost, machines, assumed = _plan(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    cost, machines, assumed = _plan(options)
     predictions = {machine.name: predict(cost, machine, assumed) for machine in machines}
     if options.json:
         print(json.dumps(as_json(cost, predictions), indent=1))

@@ -25,7 +25,7 @@ from experiments.campaign.outlook import count_cost
 from experiments.campaign.selection import select
 from experiments.composition import compose_config
 from experiments.cost_plan import CostPlan, leaves_work_out, predict
-from experiments.errors import UserError
+from experiments.entry import entry
 from experiments.plan import read_hardware
 from experiments.runs.atomic import write_atomically
 from experiments.runs.spec import RunSpec
@@ -83,6 +83,7 @@ def count_all(claims_path: Path = DEFAULT_CLAIMS) -> dict[str, object]:
     return {"machine": f"one GPU of {MACHINE}", "runs": runs}
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, or 2 after a mistake of the user."""
     parser = argparse.ArgumentParser(
@@ -91,12 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
-    try:
-        path = DEFAULT_CLAIMS.parent / PREDICTIONS
-        write_atomically(path, json.dumps(count_all(), indent=1) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    path = DEFAULT_CLAIMS.parent / PREDICTIONS
+    write_atomically(path, json.dumps(count_all(), indent=1) + "\n")
     print(path)
     return 0
 

@@ -33,7 +33,9 @@ from experiments.campaign.running import run_missing
 from experiments.campaign.selection import Contestants, Selection, select
 from experiments.campaign.states import Choice, choose
 from experiments.contestants import options
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import user_path
 from experiments.runs.outcome import Outcome, recorded_outcome
 from experiments.runs.spec import RunSpec
 from experiments.tuning.chosen import Chosen
@@ -63,6 +65,7 @@ class Command:
         return "missing" if self.options.missing_only else "unfinished"
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -80,9 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(command, plans)
             return 0
         return _run(command, plans)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(
             "\ninterrupted; what is finished stays, and the same command goes on from the last"
@@ -271,9 +271,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default: 0,1,2")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
     parser.add_argument(
-        "--tuned", type=Path, help="chosen.yaml of experiments.tune: settings in place of recipes'"
+        "--tuned",
+        type=user_path,
+        help="chosen.yaml of experiments.tune: settings in place of recipes'",
     )
-    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--results-dir", type=user_path, default=Path("results"))
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side; default: 1")
     parser.add_argument(
         "--ranks",
@@ -369,8 +371,8 @@ def _ranks(text: str | None, scale: str) -> int:
         from experiments.campaign.outlook import ranks_found  # loads torch
 
         return ranks_found(scale)
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--ranks {text!r} must be auto or a number of at least 1")
+    if not (text.isascii() and text.isdigit() and len(text) <= 6) or int(text) < 1:
+        raise UserError(f"--ranks {text!r} must be auto or a number from 1 to 999999")
     return int(text)
 
 
@@ -385,9 +387,13 @@ def split_list(text: str, option: str) -> list[str]:
 def seeds_of(text: str) -> tuple[int, ...]:
     """Read a comma-separated list of seeds."""
     entries = split_list(text, "--seeds")
-    if not all(entry.isdecimal() for entry in entries):
+    # 19 digits: more than a seed can have, and fewer than Python refuses to read
+    if not all(entry.isascii() and entry.isdigit() and len(entry) <= 19 for entry in entries):
         raise UserError(f"--seeds {text!r} must be whole numbers of at least 0: 0,1,2")
-    return tuple(int(entry) for entry in entries)
+    seeds = tuple(int(entry) for entry in entries)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text!r} names a seed twice")
+    return seeds
 
 
 if __name__ == "__main__":

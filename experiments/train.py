@@ -29,8 +29,10 @@ from experiments.composition import (
     recipe_note,
     refuse_unknown_keys,
     with_arms_as_groups,
+    with_paths_quoted,
 )
 from experiments.contestants import CONFIG_DIR
+from experiments.entry import entry, reason, tell
 from experiments.errors import UserError
 from experiments.launching.launch import launch
 from experiments.runs.replay import fill, missing_source
@@ -39,6 +41,7 @@ from experiments.runs.spec import RunSpec
 logger = logging.getLogger(__name__)
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -52,11 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     entries: list[Entry] = []
     try:
-        arguments = with_arms_as_groups(arguments)
+        arguments = with_arms_as_groups(with_paths_quoted(arguments))
         _compose_and_train(arguments, entries)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except COMPOSITION_ERRORS as error:
         print(f"error: {explained(error, arguments)}", file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if len(entries) > 1:
         print(summary(entries))
-    statuses = {entry.status for entry in entries}
+    statuses = {each.status for each in entries}
     return 1 if "crashed" in statuses else 2 if "refused" in statuses else 0
 
 
@@ -90,8 +90,8 @@ class Entry:
 def summary(entries: Sequence[Entry]) -> str:
     """Say what happened to each run of a sweep, a line each."""
     lines = [f"\n{len(entries)} runs:"]
-    for entry in entries:
-        lines.append(f"  {entry.status:<9} {entry.name}{f'  ({entry.note})' if entry.note else ''}")
+    for each in entries:
+        lines.append(f"  {each.status:<9} {each.name}{f'  ({each.note})' if each.note else ''}")
     return "\n".join(lines)
 
 
@@ -108,11 +108,11 @@ def _compose_and_train(arguments: Sequence[str], entries: list[Entry]) -> None:
             spec = RunSpec.from_config(config)
             name = str(spec.directory)
             entries.append(_train_one(spec))
-        except UserError as error:
+        except (UserError, OSError) as error:
             # A run that cannot start ends neither Hydra, which would say so in its own way, nor
             # the other runs of a sweep.
-            print(f"error: {error}", file=sys.stderr)
-            entries.append(Entry(name, "refused", str(error)))
+            tell(error)
+            entries.append(Entry(name, "refused", reason(error)))
 
     with tempfile.TemporaryDirectory() as scratch:
         # Hydra shows errors itself unless it is told to raise them; a sweep writes a file of

@@ -22,7 +22,9 @@ from pathlib import Path
 from experiments.campaign.campaign import refuse_options
 from experiments.campaign.running import run_missing
 from experiments.contestants import CONFIG_DIR, optimizers_with_recipe, options
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.reproduce import INCOMPLETE, seeds_of, split_list
 from experiments.runs.atomic import UnwritableError, refuse_links
 from experiments.runs.directory import read_status
@@ -32,6 +34,7 @@ from experiments.tuning.space import GROUP, check_seeds, read_space
 from experiments.tuning.study import OptimizerStudy, Search, Trial, with_holdout
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -52,9 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code == 0 and command.adopt:
             adopt(search)
         return code
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("\ninterrupted; what is finished stays, the same command goes on", file=sys.stderr)
         return 130
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, help="for every optimizer; default: the space's")
     parser.add_argument("--seeds", help="comma-separated tuning seeds; default: the space's")
     parser.add_argument("--scale", default="full", help="full (default), reduced or smoke")
-    parser.add_argument("--results-dir", type=Path, default=Path("results"))
+    parser.add_argument("--results-dir", type=user_path, default=Path("results"))
     parser.add_argument(
         "--adopt", action="store_true", help="at the end, write what was chosen into configs/"
     )

@@ -17,10 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import user_path
 from experiments.runs.directory import CONFIG_FILE
 from experiments.runs.outcome import USER_ERROR, recorded_mistake
 from experiments.runs.spec import RunSpec
+from experiments.supervision import end_with_parent
 
 
 def run(directory: Path) -> None:
@@ -62,17 +65,19 @@ def run(directory: Path) -> None:
             raise SystemExit(1) from error
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.worker", description=__doc__)
-    parser.add_argument("directory", type=Path, help="a run directory with its config.yaml")
+    parser.add_argument("directory", type=user_path, help="a run directory with its config.yaml")
     directory: Path = parser.parse_args(arguments).directory
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # torchrun gives each rank a session, which nobody's signals reach
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         run(directory)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+    except UserError:
+        raise
     except KeyboardInterrupt:
         return 130
     except Exception:

@@ -6,11 +6,13 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from experiments.entry import entry
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Two users of one group, and no others of the machine.
@@ -47,6 +49,11 @@ def fill(folder: Path, leave: int = 0) -> Path:
         except OSError:
             file.truncate(max(0, file.tell() - leave))
     return filler
+
+
+def exit_status(command: Callable[[], object]) -> int:
+    """What a command made of a function would end with; 0 where it returns nothing."""
+    return entry(lambda _: int(command() or 0))()
 
 
 _SCRIPT = """

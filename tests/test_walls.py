@@ -58,7 +58,10 @@ def test_the_conformance_plugin_needs_pytest_besides_and_nobody_needs_the_plugin
 def test_collectives_stay_where_processes_are_known():
     allowed = [
         *(ROOT / "mlbfgs" / f"{n}.py" for n in ("collectives", "checkpoint", "distributed_state")),
-        *(ROOT / "experiments/training" / name for name in ("ranks.py", "sharded_checkpoint.py")),
+        *(
+            ROOT / "experiments/training" / name
+            for name in ("checkpoint_metadata.py", "ranks.py", "sharded_checkpoint.py")
+        ),
     ]
     files = [p for p in sources("mlbfgs", "experiments") if p not in allowed]
     # the conformance checks call torch's distributed checkpoint, as its users do
@@ -69,16 +72,30 @@ def test_collectives_stay_where_processes_are_known():
 @pytest.mark.parametrize(
     ("room", "may_import"),
     [
-        ("runs", ["runs", "errors"]),
+        ("runs", ["runs", "given", "yaml_text", "errors"]),
         (
             "training",
-            ["training", "runs", "data", "models", "optimizers", "settings", "errors"],
+            ["training", "runs", "data", "models", "optimizers", "settings", "given", "errors"],
         ),
-        ("launching", ["launching", "training", "runs", "settings", "errors"]),
-        ("analysis/measuring", ["analysis.measuring", "runs.deciding", "errors"]),
+        (
+            "launching",
+            ["launching", "training", "runs", "settings", "entry", "supervision", "errors"],
+        ),
+        (
+            "analysis/measuring",
+            ["analysis.measuring", "runs.deciding", "given", "yaml_text", "errors"],
+        ),
         (
             "analysis/judging",
-            ["analysis.judging", "analysis.measuring", "contestants", "runs.atomic", "errors"],
+            [
+                "analysis.judging",
+                "analysis.measuring",
+                "contestants",
+                "given",
+                "yaml_text",
+                "runs.atomic",
+                "errors",
+            ],
         ),
     ],
 )
@@ -98,22 +115,28 @@ def test_analysis_knows_run_files_alone():
         return within(module, "experiments") and not within(
             module,
             "experiments.analysis",
+            "experiments.entry",
             "experiments.errors",
+            "experiments.given",
             "experiments.contestants",
             "experiments.runs.deciding",
+            "experiments.yaml_text",
             "experiments.runs.atomic",
             "experiments.runs.owned_folder",
         )
 
     assert violations(sources("experiments/analysis"), forbidden) == []
-    # Names of config files and keys, and how files are written, are all that it may learn besides.
-    names = ("contestants", "errors", "runs/__init__", "runs/deciding")
-    names += ("runs/atomic", "runs/owned_folder")
+    # Names of config files and keys, and how files are read and written, are all that it may learn
+    # besides.
+    names = ("contestants", "entry", "errors", "given", "yaml_text")
+    names += ("runs/__init__", "runs/deciding", "runs/atomic", "runs/owned_folder", "runs/locks")
     shared = [ROOT / f"experiments/{name}.py" for name in names]
 
+    light = ("errors", "given", "yaml_text", "runs.atomic", "runs.locks")
+
     def beyond(module):
-        own = within(module, "experiments.errors", "experiments.runs.atomic")
-        return not own and module.split(".")[0] not in STANDARD
+        own = within(module, *(f"experiments.{n}" for n in light))
+        return not own and module.split(".")[0] not in {*STANDARD, "yaml"}
 
     assert violations(shared, beyond) == []
 
@@ -126,7 +149,9 @@ def test_the_report_knows_files_alone():
             module,
             "experiments.report",
             "experiments.analysis",
+            "experiments.entry",
             "experiments.errors",
+            "experiments.given",
             "experiments.runs.owned_folder",
         )
 
@@ -159,6 +184,12 @@ WRITES_BY_ITSELF = {
     "analysis/showing/figures.py": "draws into memory",
     "analysis/showing/theory_figures.py": "draws into memory",
     "benchmarks/data.py": "links images in a temporary folder",
+    "entry.py": "/dev/null",
+    "faults/__main__.py": "appends to its list of trials",
+    "faults/processes.py": "appends to logs",
+    "faults/setups.py": "appends to logs",
+    "faults/tearing.py": "damages the files of its own trials",
+    "faults/trial.py": "makes and removes the folders of its trials",
 }
 WRITING = {
     *("write_text", "write_bytes", "savefig", "copyfile", "copytree", "copy2", "rmtree", "unlink"),

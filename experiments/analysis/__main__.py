@@ -16,9 +16,12 @@ from pathlib import Path
 from experiments.analysis.measuring.runs import SCALES
 from experiments.analysis.showing.registry_page import write_registry
 from experiments.analysis.showing.summary import Summary, summarise, summary_folder
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import user_path, visible
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.analysis",
         description="Judge an experiment, or all claims, from run directories.",
     )
-    parser.add_argument("results_dir", type=Path, help="the directory that holds runs/")
+    parser.add_argument("results_dir", type=user_path, help="the directory that holds runs/")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="tables, figures and verdicts of one experiment")
     what.add_argument("--summaries", action="store_true", help="the same of every experiment")
@@ -40,18 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", help=f"only this scale: {', '.join(SCALES)} (default: each)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         help="where one experiment's files go (default: summary/<experiment>-<scale> there)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        if options.all:
-            return _whole_registry(options.results_dir, options)
-        summaries = _summaries(options.results_dir, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.all:
+        return _whole_registry(options.results_dir, options)
+    summaries = _summaries(options.results_dir, options)
     for summary in summaries:
         if options.experiment:
             print(summary.terminal())
@@ -75,7 +74,7 @@ def _summaries(results_dir: Path, options: argparse.Namespace) -> list[Summary]:
     runs = results_dir / "runs"
     names = [options.experiment]
     if options.summaries:
-        names = sorted(path.name for path in runs.glob("*"))
+        names = [path.name for path in visible(runs, "*")]
     scales = [options.scale] if options.scale else list(SCALES)
     found = [
         (name, scale) for name in names for scale in scales if any(runs.glob(f"{name}/*/{scale}-*"))

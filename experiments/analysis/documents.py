@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from experiments.analysis.showing.deviations import ledger_document
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import read_text
 from experiments.runs.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +65,7 @@ def fill(text: str, root: Path, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+@entry
 def main(
     arguments: Sequence[str] | None = None,
     *,
@@ -87,13 +90,9 @@ def main(
     options = parser.parse_args(arguments)
     code = 0
     for name in documents:
-        try:
-            before = _read(root / name)
-            generate = _GENERATED.get(name)
-            after = generate(root) if generate else fill(before, root, name)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        before = _read(root / name)
+        generate = _GENERATED.get(name)
+        after = generate(root) if generate else fill(before, root, name)
         if before == after:
             continue
         if options.check:
@@ -113,7 +112,7 @@ def main(
 
 def _read(path: Path, where: str = "") -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError as error:
         raise UserError(f"{where}{path} does not exist") from error
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.contender import Contender, OneBatch, forward_backward, network
 from experiments.benchmarks.measure import time_of
 from experiments.errors import UserError
+from experiments.supervision import end_with_parent
 from experiments.training.clock import peak_memory_bytes, restart_peak_memory
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,9 @@ def measure_apart(names: Sequence[str], plan: Plan) -> dict[str, Any]:
     lost: dict[str, str] = {}
     for name in _with_sgd(names):
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
+        with ProcessPoolExecutor(
+            max_workers=1, mp_context=context, initializer=end_with_parent
+        ) as process:
             try:
                 seconds, results[name] = process.submit(measure_alone, name, plan).result()
             except BrokenProcessPool:

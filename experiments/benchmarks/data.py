@@ -30,14 +30,16 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10, ImageFolder
 
 from experiments.benchmarks.data_report import markdown
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.data import InMemoryData, cifar
 from experiments.data.batches import RawData
 from experiments.data.imagenet import ImageNetSettings, StreamedData, build
 from experiments.data.prepare import prepare
 from experiments.data.settings import CifarSettings, read_dataset
+from experiments.entry import entry
 from experiments.errors import UserError
+from experiments.given import user_path
 from experiments.models import build_model
 from experiments.runs.provenance import describe_origin
 
@@ -286,15 +288,16 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     default = Path(os.environ.get("MLBFGS_DATA", "data"))
-    parser.add_argument("--data", type=Path, default=default, help="folder of the data sets")
-    parser.add_argument("--images", type=Path, default=None, help="class folders of originals")
+    parser.add_argument("--data", type=user_path, default=default, help="folder of the data sets")
+    parser.add_argument("--images", type=user_path, default=None, help="class folders of originals")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     return parser.parse_args(arguments)
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write data.json and data.md, print the page; returns the exit status."""
     chosen = read_arguments(arguments)
@@ -302,22 +305,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
     sample = chosen.images or chosen.data / "imagenet-sample" / "val"
-    try:
-        folder = folder_for(chosen.out, "data")
-        result = {
-            "origin": describe_origin(CPU),
-            "threads": torch.get_num_threads(),
-            "rounds": chosen.rounds,
-            "workers": chosen.workers,
-            "imagenet": measure_imagenet(sample, chosen.rounds, chosen.workers),
-            "cifar10": measure_cifar(chosen.data / "cifar10", chosen.rounds, chosen.workers),
-        }
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = folder_for(chosen.out, "data")
+    result = {
+        "origin": describe_origin(CPU),
+        "threads": torch.get_num_threads(),
+        "rounds": chosen.rounds,
+        "workers": chosen.workers,
+        "imagenet": measure_imagenet(sample, chosen.rounds, chosen.workers),
+        "cifar10": measure_cifar(chosen.data / "cifar10", chosen.rounds, chosen.workers),
+    }
     write_measured(folder, "data", result, markdown(result))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,14 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.benchmarks.distributed_report import markdown
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
+from experiments.launching.processes import run_to_end
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
+from experiments.supervision import end_with_parent
 from experiments.training.ranks import Ranks, join_ranks
 from mlbfgs import MLBFGS, plan
 from mlbfgs.collectives import Distribution
@@ -123,7 +127,9 @@ def start_ranks(network: str, count: int) -> dict[str, Any]:
         out = Path(folder) / "measured.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(count), "-m", "experiments.benchmarks.distributed"]
-        subprocess.run([*command, "--networks", network, "--as-rank", str(out)], check=True)
+        code = run_to_end([*command, "--networks", network, "--as-rank", str(out)], os.environ)
+        if code != 0:
+            raise UserError(f"{network} on {count} ranks ended with exit code {code}: see above")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
 
@@ -152,7 +158,7 @@ def formulas(network: str, counts: list[int]) -> dict[str, Any]:
     }
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -161,8 +167,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--ranks", default="1,2,4")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
-    parser.add_argument("--as-rank", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
+    parser.add_argument("--as-rank", type=user_path, default=None, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     chosen.networks = chosen.networks.split(",")
     for name in chosen.networks:
@@ -174,15 +180,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write distributed.json and distributed.md, print the tables."""
     chosen = parse(arguments)
     if chosen.as_rank is not None:
+        end_with_parent()
         with join_ranks(use_gpu=False, timeout_s=TIMEOUT_S) as ranks:
             measured = measure_network(chosen.networks[0], ranks)
             if ranks.leads:
                 write_atomically(chosen.as_rank, json.dumps(measured))
-        return
+        return 0
     folder = folder_for(chosen.out, "distributed")
     result = {
         "origin": describe_origin(torch.device("cpu")),
@@ -197,7 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         },
     }
     write_measured(folder, "distributed", result, markdown(result))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

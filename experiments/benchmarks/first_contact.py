@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import logging
 import math
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,8 +36,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from experiments.benchmarks.first_contact_problems import Problem, problems, text_digest
 from experiments.benchmarks.first_contact_report import DIVERGED_ABOVE, cifar10, judged, markdown
+from experiments.benchmarks.measure import folder_for, write_measured
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
-from experiments.runs.atomic import write_atomically
+from experiments.given import read_json, user_path
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS, SLIMQN
 
@@ -135,7 +137,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -145,8 +147,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", default=",".join(known))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--join", type=Path, nargs="+", default=[])
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--join", type=user_path, nargs="+", default=[])
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     for name in chosen.problems.split(","):
         if name not in known:
@@ -184,7 +186,7 @@ def joined(parts: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UserError: they are of different commits or texts.
     """
-    read = [json.loads(path.read_text("utf-8")) for path in parts]
+    read = [read_json(path) for path in parts]
     for path, part in zip(parts, read, strict=True):
         if part["origin"]["git"] != read[0]["origin"]["git"]:
             raise UserError(f"--join: {path} was measured at another commit than {parts[0]}")
@@ -195,21 +197,17 @@ def joined(parts: Sequence[Path]) -> dict[str, Any]:
     return {**read[0], "problems": ordered}
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, judge, write first_contact.json and first_contact.md, print the page."""
     chosen = parse(arguments)
+    folder = folder_for(chosen.out, "first_contact")
     result = joined(chosen.join) if chosen.join else trained(chosen.problems, chosen.seeds)
     result["cifar10"] = cifar10(Path("results"))
     result["bar"] = judged(result["problems"], result["cifar10"])
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen.out / "first_contact.json", json.dumps(result, indent=1) + "\n")
-    page = markdown(result)
-    write_atomically(chosen.out / "first_contact.md", page)
-    print(page)
+    write_measured(folder, "first_contact", result, markdown(result))
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    sys.exit(main())

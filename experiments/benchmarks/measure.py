@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.errors import UserError
 from experiments.runs.owned_folder import OwnedFolder
 
 
@@ -103,12 +101,3 @@ def write_measured(folder: OwnedFolder, name: str, result: Mapping[str, Any], pa
     """
     print(page)
     folder.replace({f"{name}.json": json.dumps(result, indent=2) + "\n", f"{name}.md": page})
-
-
-def exit_status(command: Callable[[], int | None]) -> int:
-    """Run a benchmark's main function; 2 after a mistake of the user, told in one line."""
-    try:
-        return command() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2

@@ -29,11 +29,13 @@ from omegaconf import OmegaConf
 from experiments.benchmarks.contender import EXPERIMENT, OneBatch, network
 from experiments.benchmarks.cost_report import markdown
 from experiments.benchmarks.cost_rounds import Plan, measure_apart, measure_together
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
 from experiments.composition import compose_config
 from experiments.contestants import options
 from experiments.data.shapes import data_shape
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.optimizers import build_optimizer
 from experiments.runs.provenance import describe_origin
 from experiments.training.task import choose_device
@@ -81,6 +83,7 @@ def available(names: str | None, experiment: str = EXPERIMENT) -> tuple[list[str
     return found, left_out
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write the JSON file and the table, print the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -95,30 +98,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--apart", action="store_true", help="each in a process of its own")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     if chosen.threads is not None:
         torch.set_num_threads(chosen.threads)
-    try:
-        folder = folder_for(chosen.out, chosen.name)
-        device = choose_device(chosen.device)
-        names, left_out = available(chosen.optimizers, chosen.experiment)
-        plan = Plan(
-            experiment=chosen.experiment,
-            width=chosen.width,
-            batch=chosen.batch,
-            rounds=chosen.rounds,
-            heavy_rounds=chosen.heavy_rounds,
-            device=device,
-            threads=chosen.threads,
-        )
-        measured = measure_apart(names, plan) if chosen.apart else measure_together(names, plan)
-        left_out.update(measured.pop("lost", {}))
-        task = compose_config([f"experiment={chosen.experiment}"])
-        shape = data_shape(task.dataset).input_shape
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = folder_for(chosen.out, chosen.name)
+    device = choose_device(chosen.device)
+    names, left_out = available(chosen.optimizers, chosen.experiment)
+    plan = Plan(
+        experiment=chosen.experiment,
+        width=chosen.width,
+        batch=chosen.batch,
+        rounds=chosen.rounds,
+        heavy_rounds=chosen.heavy_rounds,
+        device=device,
+        threads=chosen.threads,
+    )
+    measured = measure_apart(names, plan) if chosen.apart else measure_together(names, plan)
+    left_out.update(measured.pop("lost", {}))
+    task = compose_config([f"experiment={chosen.experiment}"])
+    shape = data_shape(task.dataset).input_shape
     result = {
         "origin": describe_origin(device),
         "experiment": chosen.experiment,
@@ -137,4 +136,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

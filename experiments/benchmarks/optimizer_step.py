@@ -14,7 +14,7 @@ import argparse
 import logging
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.benchmarks.measure import (
-    exit_status,
     folder_for,
     medians,
     pairs_like_training,
@@ -33,6 +32,8 @@ from experiments.benchmarks.measure import (
 )
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
+from experiments.entry import entry
+from experiments.given import user_path
 from experiments.runs.provenance import describe_origin
 from mlbfgs import MLBFGS
 
@@ -252,12 +253,13 @@ def end_to_end(network: str, rounds: int, *, batch: int = 16, pixels: int = 224)
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write optimizer_step.json and optimizer_step.md, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's own choice")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks"))
     chosen = parser.parse_args(arguments)
     folder = folder_for(chosen.out, "optimizer_step")
     if chosen.threads is not None:
@@ -271,7 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
         "end_to_end": end_to_end("resnet50", max(3, chosen.rounds // 2)),
     }
     write_measured(folder, "optimizer_step", result, markdown(result))
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(main())

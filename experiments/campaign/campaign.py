@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from experiments.analysis.measuring.runs import DIRECTORY_NAME
 from experiments.analysis.showing.summary import summary_folder
-from experiments.composition import compose_config, recipe_note
+from experiments.composition import compose_config, override, recipe_note
 from experiments.contestants import arms
 from experiments.errors import UserError
 from experiments.runs.replay import fill, missing_source
@@ -104,7 +104,8 @@ class Campaign:
 
     def command(self, choice: str, seed: int) -> str:
         """The command that makes one run."""
-        arguments = [*self.arguments(choice), f"seed={seed}", f"results_dir={self.results_dir}"]
+        folder = override("results_dir", str(self.results_dir))
+        arguments = [*self.arguments(choice), f"seed={seed}", folder]
         return shlex.join(["python", "-m", "experiments.train", *arguments])
 
     def compose(self) -> Plan:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from experiments.campaign.progress import Progress
 from experiments.launching.launch import launch
 from experiments.launching.pool import WorkerPool
+from experiments.launching.processes import endings_raised
 from experiments.runs.directory import InUseError
 from experiments.runs.outcome import Outcome, elsewhere, finished_outcome, freeze
 from experiments.runs.spec import RunSpec
@@ -87,7 +88,7 @@ def _run_in_pool(specs: Sequence[RunSpec], jobs: int, progress: Progress) -> lis
     outcomes = []
     threads = None if jobs == 1 else max(1, available_cores() // jobs)
     gpus = visible_gpus() if jobs > 1 else ()
-    with WorkerPool(min(jobs, len(specs)), threads, gpus) as pool:
+    with endings_raised(), WorkerPool(min(jobs, len(specs)), threads, gpus) as pool:
         for report in pool.outcomes([spec.directory for spec in specs]):
             if isinstance(report, Outcome):
                 outcomes.append(report)

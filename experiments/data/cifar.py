@@ -32,6 +32,7 @@ from experiments.data import decoded_cache, parquet, synthetic
 from experiments.data.batches import ImageSet, RawData
 from experiments.data.settings import CifarSettings
 from experiments.errors import UserError
+from experiments.given import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ def find(settings: CifarSettings) -> tuple[dict[str, list[Path]] | None, Path | 
         UserError: there is neither, and nothing may be downloaded.
     """
     version = VERSIONS[settings.name]
-    root = Path(settings.root).expanduser()
+    root = user_path(settings.root, "dataset.root")
     files = parquet.find_splits(root, version.name)
     if files is not None:
         return files, None
@@ -154,6 +155,12 @@ def _generated(settings: CifarSettings, version: CifarVersion) -> RawData:
             "of images to generate"
         )
     counts = (settings.train_limit + (settings.holdout or 0), settings.test_limit)
+    for split, count in zip(SPLITS, counts, strict=True):
+        if count > version.sizes[split]:
+            raise UserError(
+                f"dataset.synthetic=true: {count} {split} images, more than the "
+                f"{version.sizes[split]} of {version.name}: generate at most so many"
+            )
     train, test = (
         ImageSet(*synthetic.small_pictures(split, version.num_classes, count, side=SIDE))
         for split, count in zip(SPLITS, counts, strict=True)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.data.arrays import read_arrays
 from experiments.data.batches import ImageSet
+from experiments.given import MALFORMED, user_path
 from experiments.runs.atomic import replace_file
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def folder(configured: str | None) -> Path:
             (XDG_CACHE_HOME, or ~/.cache).
     """
     if configured is not None:
-        return Path(configured).expanduser()
+        return user_path(configured, "dataset.cache_dir")
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path("~/.cache").expanduser()) / "mlbfgs"
 
@@ -69,11 +70,16 @@ def _digest(sources: Sequence[Path]) -> str:
 def _read(path: Path) -> ImageSet | None:
     """The cached images, or None where there are none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return ImageSet(arrays["images"], arrays["labels"])
+        arrays = read_arrays(path)
+        images, labels = arrays["images"], arrays["labels"]
+        if (images.dtype, labels.dtype) != (np.uint8, np.int64) or images.ndim != 4:
+            raise ValueError("other arrays than images and labels")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"{len(images)} images, labels of shape {labels.shape}")
+        return ImageSet(images, labels)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except MALFORMED as error:
         logger.warning("cache file %s cannot be read (%s); decoding again", path, error)
         return None
 

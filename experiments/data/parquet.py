@@ -6,26 +6,28 @@ are counted from 0 in messages.
 
 from __future__ import annotations
 
-import io
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image
 
-from experiments.errors import UserError
+from experiments.data.encoded import DecodeError, opened
+from experiments.errors import UserError, one_line
+from experiments.given import visible
 
 IMAGE_COLUMNS = ("image", "img")
 IMAGE_SHAPE = (3, 32, 32)
 SUBFOLDERS = ("", "data", "plain_text")
 ROWS_PER_CHUNK = 512
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 SHARD = re.compile(r".*-(\d{5})-of-(\d{5})\.parquet")
 
 
@@ -69,7 +71,7 @@ def find_splits(
 def _split_files(folder: Path, split: str) -> list[Path]:
     """The files of a split in one folder, in the first of three ways of naming them."""
     for pattern in (f"{split}.parquet", f"{split}-*.parquet", f"{split}/*.parquet"):
-        files = sorted(folder.glob(pattern))
+        files = visible(folder, pattern)
         if files:
             return files
     return []
@@ -113,7 +115,8 @@ def read_labels(files: Sequence[Path], columns: Sequence[str]) -> npt.NDArray[np
         if values.null_count:
             row = values.is_null().to_pylist().index(True)
             raise UserError(f"row {row} of {str(file)!r} has no label; fetch the file again")
-        labels.append(values.to_numpy().astype(np.int64))
+        with _explained(f"the labels of {str(file)!r} are no labels"):
+            labels.append(values.to_numpy().astype(np.int64))
     return np.concatenate(labels)
 
 
@@ -156,14 +159,13 @@ def encoded_images(values: pa.ChunkedArray, file: Path) -> pa.ChunkedArray:
     """
     if pa.types.is_struct(values.type):
         names = [field.name for field in values.type]
-        if "bytes" not in names:
+        if names.count("bytes") != 1:
             raise UserError(
                 f"the image column of {str(file)!r} holds {values.type}, without 'bytes'"
             )
-        values = pa.chunked_array(
-            [chunk.field("bytes") for chunk in values.chunks], type=pa.binary()
-        )
-    if not (pa.types.is_binary(values.type) or pa.types.is_large_binary(values.type)):
+        values = pc.struct_field(values, names.index("bytes"))
+    # pandas, polars and others each write bytes in their own one of three ways
+    if not any(is_bytes(values.type) for is_bytes in _BYTES):
         raise UserError(
             f"the image column of {str(file)!r} holds {values.type}, not encoded images"
         )
@@ -176,6 +178,11 @@ def _records(files: Sequence[Path]) -> Iterator[tuple[Path, int, list[bytes | No
         parquet = open_file(file)
         column = image_column(parquet, file)
         values = encoded_images(_read(parquet, column, file), file)
+        if len(values) != parquet.metadata.num_rows:
+            raise UserError(
+                f"{str(file)!r} has {parquet.metadata.num_rows} rows and {len(values)} images; "
+                "fetch the file again"
+            )
         for row in range(0, len(values), ROWS_PER_CHUNK):
             yield file, row, values.slice(row, ROWS_PER_CHUNK).to_pylist()
 
@@ -188,20 +195,20 @@ def _decode_chunk(
         place = f"row {row + index} of {str(file)!r}"
         if record is None:
             raise UserError(f"{place} has no image bytes; fetch the file again")
+        channels, height, width = IMAGE_SHAPE
         try:
-            with Image.open(io.BytesIO(record)) as image:
+            with opened(record) as image:
+                found = (image.height, image.width, len(image.getbands()))
+                if found != (height, width, channels):
+                    raise UserError(
+                        f"{place} is an image of shape {found}, expected {height}x{width} pixels "
+                        "in colour; is this another data set?"
+                    )
                 pixels = np.asarray(image)
-        # Pillow's decoders fail in all these ways on broken input.
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        except DecodeError as error:
             raise UserError(
                 f"{place} is not an image that can be decoded ({error}); fetch the file again"
             ) from error
-        channels, height, width = IMAGE_SHAPE
-        if pixels.shape != (height, width, channels):
-            raise UserError(
-                f"{place} is an image of shape {pixels.shape}, expected {height}x{width} pixels in "
-                "colour; is this another data set?"
-            )
         target[index] = pixels.transpose(2, 0, 1)
 
 
@@ -211,13 +218,14 @@ def open_file(file: Path) -> pq.ParquetFile:
     Raises:
         UserError: it is incomplete.
     """
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{str(file)!r} ({file.stat().st_size} bytes) is not a complete parquet file "
-            f"({' '.join(str(error).split())}); fetch it again"
-        ) from error
+    with _explained(f"{str(file)!r} ({_size(file)}) is not a complete parquet file"):
+        if not file.is_file():  # a pipe would be waited for
+            raise OSError("no plain file")
+        opened_file = pq.ParquetFile(file)
+        rows = opened_file.metadata.num_rows
+        if rows > file.stat().st_size:  # equal values are packed, but no two images are equal
+            raise ValueError(f"claims {rows} rows")
+        return opened_file
 
 
 def image_column(parquet: pq.ParquetFile, file: Path) -> str:
@@ -242,10 +250,42 @@ def _column(parquet: pq.ParquetFile, wanted: Sequence[str], file: Path) -> str:
 
 
 def _read(parquet: pq.ParquetFile, column: str, file: Path) -> pa.ChunkedArray:
-    try:
+    with _explained(f"column {column!r} of {str(file)!r} cannot be read"):
         return parquet.read(columns=[column]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"column {column!r} of {str(file)!r} cannot be read "
-            f"({' '.join(str(error).split())}); fetch the file again"
-        ) from error
+
+
+def image_names(parquet: pq.ParquetFile, column: str, file: Path) -> list[str | None]:
+    """The names in the image column, None where there are none.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    kind = parquet.schema_arrow.field(column).type
+    rows = parquet.metadata.num_rows
+    if not pa.types.is_struct(kind) or "path" not in [field.name for field in kind]:
+        return [None] * rows
+    with _explained(f"the image names of {str(file)!r} cannot be read"):
+        values = parquet.read(columns=[f"{column}.path"]).column(0)
+        names: list[str | None] = pc.struct_field(values, "path").to_pylist()
+    if len(names) != rows:
+        raise UserError(f"{str(file)!r} has {rows} rows and {len(names)} names; fetch it again")
+    return names
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Tell what a file did to its reader, which promises nothing about what it raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = one_line(error) or type(error).__name__
+        raise UserError(f"{what} ({reason}); fetch the file again") from error
+
+
+def _size(file: Path) -> str:
+    try:
+        return f"{file.stat().st_size} bytes"
+    except OSError:
+        return "gone by now"

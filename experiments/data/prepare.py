@@ -21,6 +21,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -34,13 +35,15 @@ from pathlib import Path
 
 import torch
 
-from experiments.composition import compose_config
+from experiments.composition import compose_config, override
 from experiments.data.imagenet import ImageNetSettings, find, prepared
 from experiments.data.imagenet.pixels import Pixels
 from experiments.data.imagenet.prepared import SPLITS, Plan, Shard
 from experiments.data.imagenet.source import EncodedSplit, ResizedSplit, UnreadableError
 from experiments.data.settings import read_dataset
-from experiments.errors import UserError
+from experiments.entry import entry
+from experiments.errors import UserError, one_line
+from experiments.given import user_path
 from experiments.runs.atomic import (
     NO_SPACE,
     UnwritableError,
@@ -49,6 +52,8 @@ from experiments.runs.atomic import (
     remove_leftovers,
     write_atomically,
 )
+from experiments.runs.locks import HeldLock
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -192,18 +197,18 @@ def locked(target: Path) -> Iterator[None]:
     try:
         for split in SPLITS:
             make_folder(target / split, below=target)
-        handle = open_own(target / LOCK_FILE, os.O_RDWR | os.O_CREAT)
+        lock = HeldLock(open_own(target / LOCK_FILE, os.O_RDWR | os.O_CREAT))
     except (OSError, UnwritableError) as error:
         raise UserError(f"{str(target)!r} cannot be written ({error})") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
         raise UserError(
             f"another preparation is writing {str(target)!r}: wait for it, or name another folder"
         ) from error
     finally:
-        os.close(handle)
+        lock.release()
 
 
 def _digest(sources: dict[str, EncodedSplit]) -> str:
@@ -352,6 +357,7 @@ _worker: tuple[dict[str, ResizedSplit], Plan, Path] | None = None
 
 def _begin_worker(sources: dict[str, EncodedSplit], plan: Plan, target: Path) -> None:
     global _worker
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent obeys it and cancels what is left
     torch.set_num_threads(1)
     splits = {
@@ -382,7 +388,11 @@ def _finish(plan: Plan, target: Path, shards: dict[tuple[str, int], Shard], foun
     unreadable = [
         (split, error) for (split, _), shard in sorted(shards.items()) for error in shard.unreadable
     ]
-    lines = [f"{split}\t{error.name}\t{error.reason}\n" for split, error in unreadable]
+    # a tab or line end in a name would be taken for one of the table's
+    lines = [
+        f"{split}\t{one_line(error.name)}\t{one_line(error.reason)}\n"
+        for split, error in unreadable
+    ]
     write_atomically(target / prepared.UNREADABLE_FILE, "".join(lines))
     summary = Summary(plan.images, unreadable, made=len(shards) - found, found=found)
     write_atomically(target / prepared.COMPLETE_FILE, prepared.counts_text(plan, len(unreadable)))
@@ -396,8 +406,8 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="the folder with the originals")
-    parser.add_argument("target", type=Path, help="the folder for the prepared form")
+    parser.add_argument("source", type=user_path, help="the folder with the originals")
+    parser.add_argument("target", type=user_path, help="the folder for the prepared form")
     parser.add_argument(
         "overrides", nargs="*", help="config keys, for example dataset.resize=shorter"
     )
@@ -410,6 +420,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(arguments)
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     chosen = read_arguments(arguments)
@@ -428,9 +439,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shard_size=chosen.shard_size,
             verify=chosen.verify,
         )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print(f"stopped; {prepared.AGAIN}", file=sys.stderr)
         return 130
@@ -438,7 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{chosen.target}: {summary.images['train']} training and {summary.images['test']} test "
         f"images, {len(summary.unreadable)} unreadable "
         f"({chosen.target / prepared.UNREADABLE_FILE}); {summary.made} shards made, "
-        f"{summary.found} were there; use it with dataset.root={chosen.target}"
+        f"{summary.found} were there; use it with "
+        + shlex.quote(override("dataset.root", str(chosen.target)))
     )
     return 0
 

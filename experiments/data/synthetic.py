@@ -23,6 +23,7 @@ from PIL import Image
 from experiments.data import decoded_cache
 from experiments.data.imagenet.pixels import Pixels
 from experiments.errors import UserError
+from experiments.given import read_json
 
 #: Sides in pixels, the smallest and the largest.
 SIDES = (48, 96)
@@ -80,8 +81,8 @@ def make(root: Path, num_classes: int, images: dict[str, int]) -> None:
 
 def _mark_of(root: Path) -> object:
     try:
-        return json.loads((root / MARK_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(root / MARK_FILE)
+    except (OSError, UserError):
         return None
 
 

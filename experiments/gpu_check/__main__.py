@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.gpu_check.device_checks import (
     conformance_on,
     speed_check,
@@ -57,6 +59,7 @@ def checks(parts: Sequence[str], scope: Scope) -> Iterator[Check]:
         yield from training_checks(scope)
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the checks and write the report; 1 where one failed, 2 for a mistake of the user."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -68,36 +71,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="comma-separated")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--limit-s", type=float, default=600.0, help="begin nothing after it")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/gpu_check.json"))
+    parser.add_argument("--out", type=user_path, default=Path("results/benchmarks/gpu_check.json"))
     chosen = parser.parse_args(arguments)
-    try:
-        folder_of_report = OwnedFolder(chosen.out.parent)
-        folder_of_report.claim([chosen.out.name])
-        parts = _chosen("--parts", chosen.parts, PARTS)
-        if chosen.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda, but torch sees no GPU; --device cpu tries the rest")
-        device = choose_device(chosen.device)
-        with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
-            scope = Scope(
-                device=device,
-                scale=chosen.scale or ("smoke" if device.type == "cpu" else "full"),
-                experiments=_chosen("--experiments", chosen.experiments, all_experiments()),
-                precisions=_chosen("--precisions", chosen.precisions, PRECISIONS),
-                folder=Path(folder),
-            )
-            records = run_checks(checks(parts, scope), device, limit_s=chosen.limit_s)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder_of_report = OwnedFolder(chosen.out.parent)
+    folder_of_report.claim([chosen.out.name])
+    parts = _chosen("--parts", chosen.parts, PARTS)
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU; --device cpu tries the rest")
+    device = choose_device(chosen.device)
+    with tempfile.TemporaryDirectory(prefix="gpu_check.") as folder:
+        scope = Scope(
+            device=device,
+            scale=chosen.scale or ("smoke" if device.type == "cpu" else "full"),
+            experiments=_chosen("--experiments", chosen.experiments, all_experiments()),
+            precisions=_chosen("--precisions", chosen.precisions, PRECISIONS),
+            folder=Path(folder),
+        )
+        records = run_checks(checks(parts, scope), device, limit_s=chosen.limit_s)
     report = _report(scope, records)
     print(f"{', '.join(f'{n} {status}' for status, n in report['counts'].items())}: {chosen.out}")
     for name in report["failed"]:
         print(f"FAILED {name}")
-    try:
-        folder_of_report.replace({chosen.out.name: json.dumps(report, indent=2) + "\n"})
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder_of_report.replace({chosen.out.name: json.dumps(report, indent=2) + "\n"})
     return 1 if report["failed"] else 0
 
 

@@ -11,20 +11,26 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from experiments.entry import steady_output
 from experiments.errors import UserError
 from experiments.launching.launch import run_here
 from experiments.launching.processes import thread_environment
 from experiments.runs.directory import CONFIG_FILE, InUseError
 from experiments.runs.outcome import Outcome, elsewhere, finished_outcome, recorded_outcome
 from experiments.runs.spec import RunSpec
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
+
+# How long runs have for the step they are in, and a checkpoint, when their campaign is to end.
+END_LIMIT_S = 60.0
 
 
 class WorkerPool:
@@ -53,12 +59,25 @@ class WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        workers = (*self._idle, *self._busy)
         for worker in self._idle:
             worker.dismiss()
         for worker in self._busy:
             worker.process.terminate()
-        for worker in (*self._idle, *self._busy):
-            worker.end()
+        if self._busy:
+            runs = ", ".join(map(str, self._busy.values()))
+            logger.warning(
+                "waiting up to %.0f s for a checkpoint of %s; another signal ends at once",
+                END_LIMIT_S,
+                runs,
+            )
+        try:
+            deadline = time.monotonic() + END_LIMIT_S
+            for worker in workers:
+                worker.process.join(timeout=max(0.0, deadline - time.monotonic()))
+        finally:
+            for worker in workers:
+                worker.end()
 
     def outcomes(
         self, directories: Sequence[Path], *, every_s: float = 0.5
@@ -93,7 +112,7 @@ class WorkerPool:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         # Not a daemon, which could have no processes that load images; it ends with its parent by
-        # itself (`_end_with_parent`).
+        # itself (`end_with_parent`).
         process = self._context.Process(target=_serve, args=(theirs,))
         slot = self._free.pop(0)
         variables = thread_environment(self._threads)
@@ -140,9 +159,8 @@ class _Worker:
         self.pipe.close()
 
     def end(self) -> None:
-        """Wait for the end of the process; a run in progress resumes from its last checkpoint."""
+        """End the process; a run in progress resumes from its last checkpoint."""
         self.pipe.close()
-        self.process.join(timeout=10)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -150,11 +168,12 @@ class _Worker:
 
 def _serve(pipe: connection.Connection) -> None:
     """Train what comes through the pipe until it closes: the main function of a pool process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     try:
-        while True:
-            directory = pipe.recv()
-            pipe.send(_train_frozen(directory))
+        with steady_output():
+            while True:
+                directory = pipe.recv()
+                pipe.send(_train_frozen(directory))
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
 
@@ -167,14 +186,6 @@ def _train_frozen(directory: Path) -> Outcome:
         return elsewhere(spec, error)
     except UserError as error:
         return Outcome(directory, "refused", str(error))
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as its parent is gone, so that no run goes on unseen and locked."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 @contextmanager

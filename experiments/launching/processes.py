@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from experiments.supervision import signalled_at_parents_death
 
 # Every one of them is read once, when the library is loaded.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1)
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:
@@ -48,7 +47,9 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
         KeyboardInterrupt: after Ctrl-C, once the child has ended.
         SystemExit: after SIGTERM or SIGUSR1, once the child has ended.
     """
-    process = subprocess.Popen(command, env=dict(environment), preexec_fn=_end_with_parent())
+    process = subprocess.Popen(
+        command, env=dict(environment), preexec_fn=signalled_at_parents_death()
+    )
     with _forwarding(process) as received:
         while True:
             try:
@@ -63,37 +64,49 @@ def run_to_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return code
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    """What a child runs before its program so that the death of its parent is a signal to it."""
-    if sys.platform != "linux":
-        return None
-    # loaded here: nothing but the call itself may happen between fork and exec
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return ask
-
-
 @contextmanager
 def _forwarding(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Pass signals on to a child while inside; outside the main thread there are none."""
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
 
     def forward(number: int, _frame: FrameType | None) -> None:
         received.append(number)
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in _FORWARDED}
-    try:
+    with handling(forward, _FORWARDED):
         yield received
+
+
+@contextmanager
+def endings_raised() -> Iterator[None]:
+    """Have the signals to end raise SystemExit while inside, so that what was begun ends too."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    with handling(end, _FORWARDED):
+        yield
+
+
+@contextmanager
+def handling(
+    handler: Callable[[int, FrameType | None], None], numbers: Iterable[int]
+) -> Iterator[None]:
+    """Handle signals while inside; those that this process was started to ignore stay ignored.
+
+    Outside the main thread, where none can be handled, they are left as they are.
+
+    Args:
+        handler: gets the signal's number and the interrupted frame.
+        numbers: of the signals.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in heard}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

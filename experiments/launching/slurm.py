@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from experiments.errors import UserError
 from experiments.launching import torchrun
 from experiments.launching.processes import shell_line
+from experiments.launching.rendezvous import can_open
 from experiments.runs.atomic import make_folder
 from experiments.runs.outcome import Outcome, freeze, recorded_outcome
 from experiments.runs.spec import RunSpec
+from experiments.supervision import signalled_at_parents_death
 
 if TYPE_CHECKING:
     import submitit
@@ -94,12 +96,18 @@ class Task:
         import submitit
 
         host = submitit.JobEnvironment().hostnames[0]
+        if submitit.JobEnvironment().node == 0 and not can_open(f"{host}:{self.port}"):
+            raise RuntimeError(
+                f"port {self.port} of {host}, which follows from the run's key, is taken by "
+                "another program: end that, or submit to other machines"
+            )
         command = self.command(f"{host}:{self.port}")
         # SLURM signals all processes of a job; submitit's signal would end torchrun and ranks.
         ignored = submitit.JobEnvironment().USR_SIG
         self._process = subprocess.Popen(
             ["env", f"--ignore-signal={ignored}", *command],
             env={**os.environ, **self._environment},
+            preexec_fn=signalled_at_parents_death(),
         )
         while (code := self._process.poll()) is None:  # not wait(): a signal handler waits too
             time.sleep(0.2)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from experiments.errors import UserError
 from experiments.launching.processes import run_to_end, shell_line, thread_environment
+from experiments.launching.rendezvous import can_open, wait_for_first_machine
 from experiments.runs.directory import CONFIG_FILE
 from experiments.runs.outcome import Outcome, freeze, recorded_outcome
 from experiments.runs.spec import RunSpec
@@ -141,7 +142,8 @@ def command(directory: Path, settings: RankSettings, *, endpoint: str, run_id: s
         endpoint: host:port where the machines meet; port 0 is any free one.
         run_id: the same on all machines, and of no other run at the same address.
     """
-    several = [f"--rdzv-conf=join_timeout={int(settings.timeout_s)}"] * (settings.nnodes > 1)
+    limit_s = max(1, int(settings.timeout_s))
+    several = [f"--rdzv-conf=join_timeout={limit_s},read_timeout={min(60, limit_s)}"]
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         f"--nnodes={settings.nnodes}",
@@ -149,7 +151,7 @@ def command(directory: Path, settings: RankSettings, *, endpoint: str, run_id: s
         "--rdzv-backend=c10d",
         f"--rdzv-endpoint={endpoint}",
         f"--rdzv-id={run_id}",
-        *several,
+        *(several if settings.nnodes > 1 else []),
         f"--max-restarts={settings.max_restarts}",
         f"--signals-to-handle={SIGNALS}",
         *("-m", "experiments.worker", str(directory)),
@@ -177,20 +179,37 @@ def run(spec: RunSpec, settings: TorchrunSettings) -> Outcome:
         UserError: the directory cannot be used, or the first machine does not begin.
     """
     if settings.node_rank == 0:
+        if not can_open(_endpoint(settings)):
+            raise UserError(
+                f"launch.rdzv_endpoint={settings.rdzv_endpoint}: that port of this machine is "
+                "taken by another program; name another one"
+            )
         freeze(spec)
     else:
         _wait_for_config(spec.directory / CONFIG_FILE, settings.timeout_s)
+        wait_for_first_machine(_endpoint(settings), settings.timeout_s)
+    if settings.nnodes > 1:
+        print(
+            f"waiting until {settings.nnodes} machines are at {_endpoint(settings)}, "
+            f"launch.timeout_s={settings.timeout_s:g} s at most",
+            flush=True,
+        )
     code = run_to_end(_command(spec, settings), {**os.environ, **environment(spec)})
     return recorded_outcome(spec.directory, exit_code=code)
 
 
 def _command(spec: RunSpec, settings: TorchrunSettings) -> list[str]:
-    endpoint = settings.rdzv_endpoint or "localhost:0"
-    return command(spec.directory, settings, endpoint=endpoint, run_id=spec.key)
+    return command(spec.directory, settings, endpoint=_endpoint(settings), run_id=spec.key)
+
+
+def _endpoint(settings: TorchrunSettings) -> str:
+    return settings.rdzv_endpoint or "localhost:0"
 
 
 def _wait_for_config(path: Path, limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
+    if not path.exists():
+        print(f"waiting for {path} of the first machine, {limit_s:g} s at most", flush=True)
     while not path.exists():
         if time.monotonic() > deadline:
             raise UserError(

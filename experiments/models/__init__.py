@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.models.mlp import mlp
 from experiments.models.pretrained import load_pretrained
 from experiments.models.resnet import cifar_resnet, resnet18, resnet50
@@ -112,6 +112,18 @@ def build_model(cfg: Node, *, num_classes: int, input_shape: tuple[int, int, int
     settings: ModelSettings = read_settings(
         SETTINGS[node_name(cfg, "model", SETTINGS)], cfg, "model"
     )
+    try:
+        return _built(settings, num_classes, input_shape)
+    except (RuntimeError, MemoryError, OverflowError) as error:  # torch's words for too large
+        raise UserError(
+            f"model={settings.name} cannot be built in these sizes ({one_line(error)}): use "
+            "smaller ones"
+        ) from error
+
+
+def _built(
+    settings: ModelSettings, num_classes: int, input_shape: tuple[int, int, int]
+) -> nn.Module:
     if num_classes < 2:
         raise UserError(f"the data set has {num_classes} classes; a classifier needs at least 2")
     if len(input_shape) != 3 or min(input_shape) < 1:

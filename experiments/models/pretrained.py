@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.errors import UserError
+from experiments.given import user_path
 
 _CLASSIFIER = "head."
 
@@ -30,7 +31,7 @@ def load_pretrained(model: nn.Module, *, hub_name: str, path: str | None) -> Non
             none.
     """
     source = f"{hub_name} of the hub" if path is None else f"model.weights={path}"
-    state = _from_hub(hub_name) if path is None else _from_file(Path(path))
+    state = _from_hub(hub_name) if path is None else _from_file(user_path(path, "model.weights"))
     if "patch_embed.proj.weight" not in state:
         raise UserError(f"{source} holds no vision transformer: no patch_embed.proj.weight")
     state = _resampled(state, model, source)

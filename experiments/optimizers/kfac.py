@@ -164,6 +164,10 @@ class KFAC(Optimizer):
         layer = self._layers.get(module)  # None for a layer of a copied model
         if layer is None or not (module.training and output.requires_grad):
             return output
+        # At other weights than the optimizer's own, as in a record of the gradient, a pass is no
+        # part of a step.
+        if layer.module.weight not in self.state:
+            return output
         if not self._factors_are_due(layer):
             return output
         return layer.capture(inputs, output, self._setting("normalization"))

@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import UserError
+from experiments.entry import entry
+from experiments.given import user_path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -22,13 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; of `diff` 1 if the sets differ; 2 after a mistake of the user, told in one line.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if given[:1] == ["diff"]:
-            return _diff(given[1:])
-        return _build(given)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if given[:1] == ["diff"]:
+        return _diff(given[1:])
+    return _build(given)
 
 
 def _build(arguments: Sequence[str]) -> int:
@@ -39,12 +37,12 @@ def _build(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--results-dir",
-        type=Path,
+        type=user_path,
         default=ROOT / "results",
         help="holds runs/ and summary/claims.json (default: the committed results)",
     )
     parser.add_argument(
-        "--out", type=Path, help="where the pages go (default: <results dir>/report)"
+        "--out", type=user_path, help="where the pages go (default: <results dir>/report)"
     )
     options = parser.parse_args(arguments)
     # The pages take the import of matplotlib; a wrong option need not wait for it.
@@ -63,8 +61,8 @@ def _diff(arguments: Sequence[str]) -> int:
         description="Tell what changed from results directory A to results directory B.",
         epilog="Exit status: 0 if nothing did, 1 if something did, 2 after a mistake.",
     )
-    parser.add_argument("before", metavar="A", type=Path, help="results directory")
-    parser.add_argument("after", metavar="B", type=Path, help="results directory")
+    parser.add_argument("before", metavar="A", type=user_path, help="results directory")
+    parser.add_argument("after", metavar="B", type=user_path, help="results directory")
     parser.add_argument("--experiment", help="compare the runs of this experiment alone")
     options = parser.parse_args(arguments)
     from experiments.report.diff import compare_results, text

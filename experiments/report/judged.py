@@ -7,7 +7,6 @@ results directory; those of a claim without training are files of findings.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from typing import Any
 from experiments.analysis.judging.claims import DEFAULT_CLAIMS
 from experiments.analysis.judging.registry import judge_registry
 from experiments.analysis.measuring.measures import measure_named
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import MALFORMED, read_json
 
 CLAIMS_FILE = "summary/claims.json"
 OUTCOMES = ("reproduced", "not reproduced", "inconclusive", "not run")
@@ -121,12 +121,11 @@ def load_judged(results_dir: Path) -> tuple[JudgedClaim, ...]:
     """
     path = results_dir / CLAIMS_FILE
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        claims = tuple(_claim(entry) for entry in entries)
+        claims = tuple(_claim(each) for each in read_json(path))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {JUDGE}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+    except MALFORMED as error:
+        reason = one_line(error)
         raise UserError(f"{path} is not a list of judged claims ({reason}): {JUDGE}") from error
     for claim in claims:
         for judgement in claim.judgements:
@@ -145,7 +144,7 @@ def refuse_outdated(results_dir: Path) -> None:
         UserError: they differ; the message names the first claim that does.
     """
     path = results_dir / CLAIMS_FILE
-    written = json.loads(path.read_text(encoding="utf-8"))
+    written = read_json(path)
     own = results_dir / DEFAULT_CLAIMS.name
     registry = own if own.is_file() else DEFAULT_CLAIMS
     current = judge_registry(results_dir, registry).as_json()

@@ -13,6 +13,7 @@ from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.groups import Group, Results, display_name
 from experiments.analysis.showing.deviations import Deviation, measured
 from experiments.errors import UserError
+from experiments.given import read_text, visible
 from experiments.report.markdown import images_in, to_html
 from experiments.report.material import Material
 
@@ -82,7 +83,7 @@ def theory_document(material: Material, to_results: str) -> Document | None:
     path = folder / "README.md"
     if not path.is_file():
         return None
-    text = own_file(path).read_text(encoding="utf-8")
+    text = read_text(own_file(path))
     names = [name for name in images_in(text) if _PICTURE.fullmatch(name)]
     names = [name for name in names if own_file(folder / name).is_file()]
     title, body = _without_title(text)
@@ -90,7 +91,7 @@ def theory_document(material: Material, to_results: str) -> Document | None:
         name="theory",
         title=title or "The claims that need no training",
         body=to_html(body, lower=0, images={name: f"images/theory-{name}" for name in names}),
-        sources=_links(sorted(folder.glob("*.json")), material, to_results),
+        sources=_links(visible(folder, "*.json"), material, to_results),
         images=tuple(folder / name for name in names),
     )
 
@@ -99,8 +100,8 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
     """Every benchmark: its Markdown as it is, its text in a box, its measurements linked."""
     folder = material.results_dir / "benchmarks"
     documents = []
-    for path in sorted((*folder.glob("*.md"), *folder.glob("*.txt"))):
-        text = own_file(path).read_text(encoding="utf-8")
+    for path in sorted((*visible(folder, "*.md"), *visible(folder, "*.txt"))):
+        text = read_text(own_file(path))
         sources = [path, *(p for p in [path.with_suffix(".json")] if p.is_file())]
         if path.suffix == ".md":
             title, rest = _without_title(text)
@@ -116,9 +117,9 @@ def benchmark_documents(material: Material, to_results: str) -> list[Document]:
 def tuning_documents(material: Material, to_results: str) -> list[Document]:
     """Every search of settings: best and median trials, all trials and what was chosen linked."""
     documents = []
-    for path in sorted((material.results_dir / "tuning").glob("*/summary.md")):
-        title, rest = _without_title(own_file(path).read_text(encoding="utf-8"))
-        sources = sorted(file for file in path.parent.iterdir() if _is_shown(file))
+    for path in visible(material.results_dir / "tuning", "*/summary.md"):
+        title, rest = _without_title(read_text(own_file(path)))
+        sources = [file for file in visible(path.parent, "*") if _is_shown(file)]
         links = _links(sources, material, to_results)
         documents.append(Document(path.parent.name, title, to_html(rest), links))
     return documents

@@ -23,6 +23,7 @@ from experiments.analysis.measuring.groups import Group, Results
 from experiments.analysis.measuring.measures import FALLING_METRICS, measure_named
 from experiments.analysis.measuring.pairing import compare_groups
 from experiments.errors import UserError, nearest
+from experiments.given import read_text
 from experiments.report.markdown import Later, to_html
 
 FOLDER = Path(__file__).resolve().parent / "prose"
@@ -68,7 +69,7 @@ def render(path: Path, values: Mapping[str, Any], later: Later) -> Markup:
     """
     if not path.is_file():
         return Markup("")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     refuse_typed_numbers(text, path.name)
     environment = Environment(undefined=StrictUndefined, autoescape=False)
     try:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 
 TEMPORARY_SUFFIX = ".tmp"
 #: How a full disk, a full quota and a limit of file sizes are told.
@@ -32,6 +32,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Something else than a file, or than a folder, has the name.
 _ODD = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+# What file systems say (CIFS, FUSE) that cannot write out a folder, or need not.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _TOKEN = r"(\.[0-9a-f]{8})?"
 _CHUNK_BYTES = 1 << 22
 
@@ -52,7 +54,7 @@ class UnwritableError(UserError):
         self.forbidden = error.errno in _FORBIDDEN
         ways = {**dict.fromkeys(NO_SPACE, "make room"), **dict.fromkeys(_ODD, "move it away")}
         way = f"{ways[error.errno]}, or " if error.errno in ways else ""
-        self.reason = error.strerror or " ".join(str(error).split())
+        self.reason = error.strerror or one_line(error)
         self._arguments = path, error
         super().__init__(f"cannot write {path}: {self.reason}; {way}name another folder")
 
@@ -71,9 +73,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         UnwritableError: the disk is full, or the folder cannot be written; nothing is changed.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # A name of a file may hold bytes that are no UTF-8.
+    encoded = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
     try:
-        replace_file(path, lambda handle: handle.write(data))
+        replace_file(path, lambda handle: handle.write(encoded))
     except OSError as error:
         raise UnwritableError(path, error) from error
 
@@ -134,6 +137,9 @@ def publish(temporary: Path, final: Path) -> None:
     folder = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(folder)
 

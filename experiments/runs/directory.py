@@ -15,11 +15,12 @@ import re
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import parse_json, read_text
 from experiments.runs.atomic import (
     UnwritableError,
     make_folder,
@@ -27,6 +28,7 @@ from experiments.runs.atomic import (
     remove_leftovers,
     write_atomically,
 )
+from experiments.runs.locks import HeldLock, holder
 from experiments.runs.spec import NUMERICS_MEANING, NUMERICS_ROUNDING, RunSpec
 
 Status = Literal["running", "done", "diverged", "timeout", "crashed", "refused"]
@@ -83,7 +85,7 @@ class RunDirectory:
         status: the status found when it was opened, or written last; None in a new directory.
     """
 
-    def __init__(self, path: Path, spec: RunSpec, lock: int):
+    def __init__(self, path: Path, spec: RunSpec, lock: HeldLock | None):
         self.path = path
         self.spec = spec
         self.status: RunStatus | None = None
@@ -107,7 +109,7 @@ class RunDirectory:
                 `resume=never`.
         """
         path = spec.directory if path is None else path
-        directory = cls(path, spec, -1)
+        directory = cls(path, spec, None)
         directory.status = read_status(path)
         if directory.finished:
             directory._check_config()
@@ -207,9 +209,8 @@ class RunDirectory:
 
     def close(self) -> None:
         """Release the lock; more than once does no harm."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -277,9 +278,10 @@ def read_status(path: Path) -> RunStatus | None:
         UserError: `status.json` is corrupt.
     """
     file = path / STATUS_FILE
-    if not file.exists():
+    try:
+        content = _read_json(file)
+    except FileNotFoundError:
         return None
-    content = _read_json(file)
     try:
         status = RunStatus(**content)
     except TypeError as error:
@@ -287,7 +289,14 @@ def read_status(path: Path) -> RunStatus | None:
     if status.status not in STATUSES:
         known = ", ".join(STATUSES)
         raise UserError(f"{file} is corrupt: status {status.status!r} is none of {known}")
-    return status
+    for name in ("epoch", "step"):
+        value = getattr(status, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise UserError(
+                f"{file} is corrupt: {name} {value!r} is no count; delete it to resume the run"
+            )
+    # shown on a terminal, which the file may not command
+    return replace(status, message=one_line(status.message))
 
 
 def is_locked(path: Path) -> bool:
@@ -297,23 +306,24 @@ def is_locked(path: Path) -> bool:
         path: a run directory; it may not exist.
     """
     try:
-        descriptor = open_own(path / LOCK_FILE, os.O_RDONLY)
+        lock = HeldLock(open_own(path / LOCK_FILE, os.O_RDONLY))
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
         return True
     finally:
-        os.close(descriptor)
+        lock.release()
     return False
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is corrupt: {error}; delete it to resume the run") from error
+        content = parse_json(read_text(path))
+    except ValueError as error:
+        reason = one_line(error)
+        raise UserError(f"{path} is corrupt: {reason}; delete it to resume the run") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is corrupt: expected a JSON object; delete it to resume the run")
     return content
@@ -341,36 +351,32 @@ def _make(path: Path, below: Path) -> None:
         )
 
 
-def _lock(path: Path) -> int:
-    """Take the lock of a run directory.
-
-    Returns:
-        A file descriptor; the lock is held until it is closed or the process ends.
-    """
+def _lock(path: Path) -> HeldLock:
+    """Take the lock of a run directory, which holds the process id of its owner."""
     file = path / LOCK_FILE
     try:
-        descriptor = _open_lock(file)
+        lock = HeldLock(_open_lock(file))
     except OSError as error:
         refused = UnwritableError(file, error)
         raise (_unwritable(path, refused) if refused.forbidden else refused) from error
     try:
-        _take(descriptor)
+        _take(lock.descriptor)
     except BlockingIOError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
+        owner = holder(lock.descriptor)
+        lock.release()
         raise InUseError(
-            f"run directory in use by pid {owner}: {path}; wait for it, or end that process"
+            f"run directory in use by {owner}: {path}; wait for it, or end that process"
         ) from error
     except OSError as error:
-        os.close(descriptor)
+        lock.release()
         raise UserError(
             f"{file} cannot be locked ({error.strerror}): set results_dir to a file system "
             "that has locks"
         ) from error
     with suppress(OSError):  # a full disk, or a file that only its owner may write
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+        os.ftruncate(lock.descriptor, 0)
+        os.pwrite(lock.descriptor, f"{os.getpid()}\n".encode(), 0)
+    return lock
 
 
 def _open_lock(file: Path) -> int:

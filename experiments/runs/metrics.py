@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.errors import UserError
+from experiments.given import open_plain, parse_json
 from experiments.runs.atomic import UnwritableError, open_own, write_atomically
 
 
@@ -260,10 +261,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: the file is missing or a line is corrupt; the message names file and line.
     """
     try:
-        content = path.read_bytes()
+        with open_plain(path) as file:
+            return _parse(file.read(), path)
     except FileNotFoundError as error:
         raise UserError(f"no records at {path}: expected the metrics.jsonl of a run") from error
-    return _parse(content, path)
 
 
 def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
@@ -271,7 +272,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict) or "kind" not in record:

@@ -1,13 +1,18 @@
 """An optional copy of a run's records at wandb; the files of the run directory stay the truth.
 
-Whatever goes wrong with wandb (it is not installed, there is no network, it raises) is logged once
-and ends the mirror, never the run.
+Whatever goes wrong with wandb (it is not installed, nobody is logged in, there is no network, it
+raises) is logged once and ends the mirror, never the run. It never asks: a run must not wait for an
+answer. wandb's own variables come before the config: WANDB_MODE, WANDB_DISABLED,
+WANDB_INIT_TIMEOUT, WANDB_FINISH_TIMEOUT.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +25,8 @@ from experiments.runs.spec import RunSpec
 logger = logging.getLogger(__name__)
 
 MODES = ("offline", "online")
+# What else WANDB_MODE may say.
+_ENVIRONMENT_MODES = {"dryrun": "offline", "run": "online", "disabled": "disabled"}
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 60.0
 
@@ -48,14 +55,16 @@ class WandbMirror:
     """Copies the records to a wandb run whose id is the run key, so that a resume continues it.
 
     Args:
-        spec: the run; `logger.mode` is offline (default) or online, `logger.project` the project.
+        spec: the run; `logger.project` is the project.
         path: its run directory; wandb's own files go to the folder `wandb` in it.
+        mode: offline or online.
     """
 
-    def __init__(self, spec: RunSpec, path: Path):
+    def __init__(self, spec: RunSpec, path: Path, mode: str = "offline"):
         self._run: Any = None
         try:
-            self._run = _start(spec, path)
+            with _nobody_to_ask():
+                self._run = _start(spec, path, mode)
         except Exception as error:
             self._give_up(error)
 
@@ -101,23 +110,58 @@ def build_mirror(spec: RunSpec, path: Path) -> Mirror:
         path: its run directory.
 
     Raises:
-        UserError: `logger.mode` is unknown, or the folder of wandb's files is a link.
+        UserError: `logger.mode` or WANDB_MODE is unknown, or the folder of wandb's files is a link.
     """
-    settings = spec.config.logger
-    if settings.name == "files":
+    if spec.config.logger.name == "files":
         return NoMirror()
-    mode = str(settings.get("mode", "offline"))
-    if mode not in MODES:
-        raise UserError(f"logger.mode={mode!r} is unknown: {nearest(mode, MODES)}")
+    mode = _mode(spec)
+    if mode == "disabled":
+        logger.info("wandb mirror is off: the environment says so")
+        return NoMirror()
     refuse_links(path / "wandb", path)
-    return WandbMirror(spec, path)
+    return WandbMirror(spec, path, mode)
 
 
-def _start(spec: RunSpec, path: Path) -> Any:
+def _mode(spec: RunSpec) -> str:
+    """`logger.mode` (offline by default), or what the environment says instead."""
+    configured = str(spec.config.logger.get("mode", "offline"))
+    if configured not in MODES:
+        raise UserError(f"logger.mode={configured!r} is unknown: {nearest(configured, MODES)}")
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "t", "y"):
+        return "disabled"
+    named = os.environ.get("WANDB_MODE", "").strip().lower() or configured
+    mode = _ENVIRONMENT_MODES.get(named, named)
+    if mode not in (*MODES, "disabled"):
+        valid = (*MODES, *_ENVIRONMENT_MODES)
+        raise UserError(f"WANDB_MODE={named!r} is unknown: {nearest(named, valid)}")
+    return mode
+
+
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Take the terminal away, from which wandb would read a key and wait for it."""
+    before = sys.stdin
+    with open(os.devnull, encoding="utf-8") as nothing:
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+def _limit_s(variable: str, otherwise: float) -> float:
+    """Seconds that a variable of the environment allows."""
+    text = os.environ.get(variable, "").strip()
+    return float(text) if text else otherwise
+
+
+def _start(spec: RunSpec, path: Path, mode: str) -> Any:
     import wandb  # optional, and slow to import where it is not wanted
 
     settings = spec.config.logger
-    mode = str(settings.get("mode", "offline"))
+    init_limit_s = _limit_s("WANDB_INIT_TIMEOUT", INIT_TIMEOUT_S)
+    if mode == "online":
+        logger.info("wandb: waiting for its server, WANDB_INIT_TIMEOUT = %g s", init_limit_s)
     run = wandb.init(
         project=str(settings.get("project", "mlbfgs")),
         dir=str(path),
@@ -130,8 +174,8 @@ def _start(spec: RunSpec, path: Path) -> Any:
         settings=wandb.Settings(
             console="off",
             silent=True,
-            init_timeout=INIT_TIMEOUT_S,
-            finish_timeout=FINISH_TIMEOUT_S,
+            init_timeout=init_limit_s,
+            finish_timeout=_limit_s("WANDB_FINISH_TIMEOUT", FINISH_TIMEOUT_S),
         ),
     )
     run.define_metric("step")

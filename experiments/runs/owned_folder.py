@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from experiments.errors import UserError
+from experiments.given import read_text
 from experiments.runs.atomic import make_folder, write_atomically
+from experiments.runs.locks import HeldLock
 
 LIST_FILE = ".written"
 _HEADER = "# Written here by commands of this project, which replace and remove no other file.\n"
@@ -104,8 +106,8 @@ class OwnedFolder:
     def _listed(self) -> set[str]:
         """The names in the list; one that leads out of the folder is none."""
         try:
-            lines = (self.path / LIST_FILE).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
+            lines = read_text(self.path / LIST_FILE).splitlines()
+        except (FileNotFoundError, UserError):
             return set()
         return {line for line in lines if not line.startswith("#") and self._inside(line)}
 
@@ -125,12 +127,12 @@ class OwnedFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep others from the list; where the file system has no locks, nobody is kept."""
-        folder = os.open(self.path, os.O_RDONLY)
+        lock = HeldLock(os.open(self.path, os.O_RDONLY))
         try:
             deadline = time.monotonic() + _PATIENCE_S
             while time.monotonic() < deadline:
                 try:
-                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     time.sleep(0.02)
                     continue
@@ -139,4 +141,4 @@ class OwnedFolder:
                 break
             yield
         finally:
-            os.close(folder)
+            lock.release()

@@ -81,6 +81,10 @@ def describe_git(folder: Path) -> dict[str, Any] | None:
 
     Files outside `CODE_FOLDERS`, such as the results of other runs, do not count.
     """
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    # A copy of the project inside another repository has that one's commits, which say nothing.
+    if top is None or not os.path.samefile(top, folder):
+        return None
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

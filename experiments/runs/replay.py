@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.errors import UserError
+from experiments.given import visible
 from experiments.runs.directory import CONFIG_FILE, FINISHED, METRICS_FILE, read_status
 from experiments.runs.metrics import read_metrics
 from experiments.runs.spec import RunSpec
@@ -64,10 +65,11 @@ def find_source(config: DictConfig) -> RunSpec | None:
     Raises:
         UserError: several runs fit.
     """
-    folder = Path(config.results_dir) / "runs" / config.experiment.name / config.schedule.source
-    wanted = _shared_values(RunSpec.from_config(config))
+    spec = RunSpec.from_config(config)
+    wanted, results_dir = _shared_values(spec), Path(spec.config.results_dir)
+    folder = results_dir / "runs" / spec.experiment / config.schedule.source
     found = []
-    for path in sorted(folder.glob(f"{config.scale.name}-seed{config.seed}-*")):
+    for path in visible(folder, f"{config.scale.name}-seed{config.seed}-*"):
         status = read_status(path)
         if status is None or status.status not in FINISHED:
             continue

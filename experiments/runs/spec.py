@@ -10,6 +10,7 @@ directory, wherever it is run.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -23,9 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
+from experiments.given import MALFORMED, read_text, user_path
 from experiments.runs.atomic import write_atomically
 from experiments.runs.deciding import LATER_KEYS, is_cosmetic
+from experiments.yaml_text import refuse_bomb
 
 # Both raised by hand where a change of the code changes the numbers of an unchanged config.
 # The meaning: the run is another experiment now, by more than rounding, and gets another key.
@@ -34,6 +37,13 @@ NUMERICS_MEANING = 1
 # they do between processors, so it is recorded and parts none of them. 2: the flat vector is
 # padded, and the parameters' average is kept as its progress since the snapshot.
 NUMERICS_ROUNDING = 2
+
+#: Of counts and of seeds: what every library below takes.
+MOST = 2**31 - 1
+MOST_SEED = 2**63 - 1
+MOST_THREADS = 4096
+#: Keys that may be infinite: there it says that nothing is ever too small.
+_MAY_BE_INFINITE = ("pair_threshold",)
 
 Scalar = str | int | float | bool | None
 _PATH_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -56,8 +66,8 @@ class Rule:
     optional: bool = False
 
 
-def _is_count(value: Any, *, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, *, least: int = 1, most: int = MOST) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_positive(value: Any) -> bool:
@@ -70,7 +80,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _count(key: str) -> Rule:
-    return Rule(key, _is_count, "an integer of at least 1")
+    return Rule(key, _is_count, f"an integer from 1 to {MOST}")
 
 
 def _name(key: str) -> Rule:
@@ -90,7 +100,11 @@ def _choice(key: str, *choices: str) -> Rule:
 
 
 RULES = (
-    Rule("seed", lambda value: _is_count(value, least=0), "an integer of at least 0"),
+    Rule(
+        "seed",
+        lambda value: _is_count(value, least=0, most=MOST_SEED),
+        f"an integer from 0 to {MOST_SEED}",
+    ),
     Rule("results_dir", lambda value: isinstance(value, str) and value != "", "a path"),
     _choice("resume", "auto", "never"),
     _name("experiment.name"),
@@ -111,8 +125,8 @@ RULES = (
     _choice("train.device", "auto", "cpu", "cuda"),
     Rule(
         "train.threads",
-        lambda value: value is None or _is_count(value),
-        "null or an integer of at least 1",
+        lambda value: value is None or _is_count(value, most=MOST_THREADS),
+        f"null or an integer from 1 to {MOST_THREADS}",
     ),
     Rule("train.channels_last", lambda value: isinstance(value, bool), "true or false"),
     _count("train.log_interval"),
@@ -127,7 +141,7 @@ RULES = (
     Rule(
         "train.micro_batch",
         lambda value: value is None or _is_count(value),
-        "null or an integer of at least 1",
+        f"null or an integer from 1 to {MOST}",
         optional=True,
     ),
     Rule(
@@ -157,7 +171,7 @@ RULES = (
     Rule(
         "train.gradient_record",
         _is_gradient_record,
-        "null or {interval: epochs, images: null or a count}, both integers of at least 1",
+        "null or {interval: epochs, images: null or a count}, both integers from 1 on",
         optional=True,
     ),
     _name("launch.name"),
@@ -188,11 +202,14 @@ class RunSpec:
         """
         try:
             values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{source} does not resolve: {_one_line(error)}") from error
+        except (OmegaConfBaseException, *MALFORMED) as error:
+            raise UserError(f"{source} does not resolve: {one_line(error)}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{source} is a {type(values).__name__}, not a mapping of keys")
+        results_dir = values.get("results_dir")
+        if isinstance(results_dir, str) and results_dir:
+            values["results_dir"] = str(user_path(results_dir, "results_dir"))
         frozen = OmegaConf.create(values)
-        if not isinstance(frozen, DictConfig):
-            raise UserError(f"{source} is a {type(frozen).__name__}, not a mapping of keys")
         OmegaConf.set_readonly(frozen, True)
         OmegaConf.set_struct(frozen, True)
         check(frozen, source=source)
@@ -209,11 +226,13 @@ class RunSpec:
             UserError: the file is missing, is no YAML, or holds values that will not do.
         """
         try:
-            config = OmegaConf.load(path)
+            text = read_text(Path(path))
+            refuse_bomb(text, path)
+            config = OmegaConf.load(io.StringIO(text))
         except FileNotFoundError as error:
             raise UserError(f"no config at {path}: expected the config.yaml of a run") from error
-        except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read as YAML: {_one_line(error)}") from error
+        except (OSError, YAMLError, OmegaConfBaseException, *MALFORMED) as error:
+            raise UserError(f"{path} cannot be read as YAML: {one_line(error)}") from error
         if not isinstance(config, DictConfig):
             raise UserError(f"{path} holds no mapping of keys: expected the config.yaml of a run")
         return cls.from_config(config, source=str(path))
@@ -297,8 +316,9 @@ def check(config: DictConfig, *, source: str = "the config") -> None:
     Raises:
         UserError: a value is absent or will not do, or `train` holds a key that nothing reads.
     """
+    values = OmegaConf.to_container(config)
     for rule in RULES:
-        value = OmegaConf.select(config, rule.key, default=_ABSENT)
+        value = _found(values, rule.key)
         if value is _ABSENT and rule.optional:
             continue
         if value is _ABSENT:
@@ -309,6 +329,31 @@ def check(config: DictConfig, *, source: str = "the config") -> None:
     for key in config.train:
         if key not in known:
             raise UserError(f"train.{key} in {source} is no setting: {nearest(str(key), known)}")
+    _check_finite(values, source)
+    micro_batch, batch = config.train.get("micro_batch"), config.train.batch_size
+    if micro_batch is not None and micro_batch > batch:
+        raise UserError(
+            f"train.micro_batch={micro_batch} in {source} is more than train.batch_size={batch}: a "
+            "pass has a part of a batch; use null for one pass"
+        )
+
+
+def _check_finite(values: Any, source: str) -> None:
+    """Refuse NaN and infinities, which every comparison passes over or takes for a limit."""
+    for path, value in _leaves(values, ""):
+        if not isinstance(value, float) or math.isfinite(value):
+            continue
+        if math.isnan(value) or path.rpartition(".")[2] not in _MAY_BE_INFINITE:
+            raise UserError(f"{path}={value} in {source} must be a finite number")
+
+
+def _found(values: Any, key: str) -> Any:
+    """The value at a dotted key; `_ABSENT` where there is none."""
+    for part in key.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
 
 
 _ABSENT = object()
@@ -347,7 +392,3 @@ def _normalised(value: Any) -> Scalar:
 
 def _shown(values: Mapping[str, Scalar], key: str) -> str:
     return repr(values[key]) if key in values else "(absent)"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -15,8 +15,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from experiments.analysis.showing.theory_page import write_page
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
+from experiments.given import user_path
 from experiments.runs.owned_folder import OwnedFolder
+from experiments.supervision import end_with_parent
 from experiments.theory.settling import settle
 
 DEFAULT_OUT = Path(__file__).resolve().parents[2] / "results" / "theory"
@@ -33,6 +36,7 @@ SUBJECTS = (
 )
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -46,18 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m experiments.theory", description="The claims that need no training."
     )
     parser.add_argument("subjects", nargs="*", help=f"default: all of {', '.join(SUBJECTS)}")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="default: results/theory")
+    parser.add_argument(
+        "--out", type=user_path, default=DEFAULT_OUT, help="default: results/theory"
+    )
     parser.add_argument("--judge-only", action="store_true", help="only judge the files there")
     options = parser.parse_args(arguments)
-    try:
-        chosen = _chosen(options.subjects)
-        OwnedFolder(options.out).claim([*(f"{subject}.json" for subject in chosen), "README.md"])
-        if not options.judge_only:
-            _settle_all(chosen, options.out)
-        page = write_page(options.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chosen = _chosen(options.subjects)
+    OwnedFolder(options.out).claim([*(f"{subject}.json" for subject in chosen), "README.md"])
+    if not options.judge_only:
+        _settle_all(chosen, options.out)
+    page = write_page(options.out)
     print(page.terminal())
     return 0
 
@@ -65,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _settle_all(subjects: Sequence[str], folder: Path) -> None:
     jobs = min(2, os.cpu_count() or 1, len(subjects))
     # spawned: torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=end_with_parent
+    ) as pool:
         futures = [pool.submit(settle, subject, folder) for subject in subjects]
         for future in futures:
             subject, seconds = future.result()

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 
 from tabulate import tabulate
 
+from experiments.entry import entry
 from experiments.theory import cost_formulas
 from experiments.theory.cost_formulas import CELLS, OPTIMIZERS, READINGS, Workload
 from experiments.theory.findings import Findings, exact
@@ -66,6 +67,7 @@ def cell_rows(w: Workload) -> list[list[str | float]]:
     return rows
 
 
+@entry
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables at other settings."""
     parser = argparse.ArgumentParser(

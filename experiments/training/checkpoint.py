@@ -11,6 +11,7 @@ not match its name, and the checkpoint before it is used. Any number of ranks re
 from __future__ import annotations
 
 import logging
+import pickle
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +21,8 @@ from typing import Any
 
 import torch
 
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import MALFORMED
 from experiments.runs.atomic import (
     TEMPORARY_SUFFIX,
     file_digest,
@@ -159,26 +161,42 @@ class CheckpointStore:
                     )
                     _delete(path)
                 continue
-            if path.is_dir():
-                state = template() if template is not None else {}
-                payload = _sharded().read(path, state, self._ranks)
-            else:
-                payload = torch.load(path, map_location="cpu", weights_only=True)
-            if payload["key"] != self._key:
+            key, state = self._read(path, template)
+            if key != self._key:
                 raise UserError(
-                    f"{path} belongs to run {payload['key']}, not to {self._key}: "
+                    f"{path} belongs to run {key}, not to {self._key}: "
                     "delete the checkpoints folder to start over"
                 )
-            loaded: dict[str, Any] = payload["state"]
-            return loaded
+            return state
         return None
+
+    def _read(
+        self, path: Path, template: Callable[[], dict[str, Any]] | None
+    ) -> tuple[str, dict[str, Any]]:
+        """The run key and the state in an intact checkpoint.
+
+        Raises:
+            UserError: somebody wrote it who does not write checkpoints.
+        """
+        try:
+            if path.is_dir():
+                empty = template() if template is not None else {}
+                payload = _sharded().read(path, empty, self._ranks)
+            else:
+                payload = torch.load(path, map_location="cpu", weights_only=True)
+            return str(payload["key"]), dict(payload["state"])
+        except (pickle.UnpicklingError, *MALFORMED) as error:
+            raise UserError(
+                f"{path} is no checkpoint of a run ({one_line(error)}): delete it, and the one "
+                "before it is used"
+            ) from error
 
     def _is_intact(self, path: Path, digest: str) -> bool:
         if self._ranks.from_leader(path.is_symlink):  # no run wrote it
             return False
         if path.is_dir():
             return bool(_sharded().intact(path, digest, self._ranks))
-        found: str = self._ranks.from_leader(lambda: file_digest(path))
+        found: str = self._ranks.from_leader(lambda: file_digest(path) if path.is_file() else "")
         return found.startswith(digest)
 
 

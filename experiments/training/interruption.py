@@ -14,12 +14,15 @@ logger = logging.getLogger(__name__)
 # One request to stop comes on several ways: a scheduler signals all processes of a job, torchrun
 # passes on what it got, a terminal signals every process in the foreground.
 SAME_REQUEST_S = 5.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class StopRequest:
     """Notes the signals to stop, so that the loop can end at a step; a second request ends at once.
 
-    They are SIGINT, SIGTERM and SIGUSR1, which schedulers send before they take a machine away.
+    They are SIGINT, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1, which schedulers send
+    before they take a machine away. What the process was started to ignore, as `nohup` does, it
+    goes on to ignore.
     What comes within `SAME_REQUEST_S` of the first is the same request.
     Signals can be caught in the main thread only; elsewhere they are left as they are.
     """
@@ -50,8 +53,10 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._note)
+            for number in SIGNALS:
+                # Ctrl-C is ignored in a pool until a run begins.
+                if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGINT:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,11 +35,26 @@ T = TypeVar("T")
 DEFAULT_TIMEOUT_S = 600.0
 # How long the leader waits for another rank's word before it gives its own account.
 _WORD_S = 1.5
+# How often, and for how long each time, a rank looks for the torchrun that started it, seconds.
+_ATTEMPTS = 4
+_CONNECT_S = 10.0
 
 
 def backends() -> dict[str, bool]:
     """What ranks can talk through, and whether this torch was built with it."""
     return {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+
+
+def store_answers(host: str, port: int, limit_s: float = 20.0) -> bool:
+    """Whether a store of torch listens at an address; something else may keep this waiting."""
+    try:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            host, port, is_master=False, timeout=timedelta(seconds=limit_s)
+        )
+        store.set("answers", "1")
+    except RuntimeError:
+        return False
+    return True
 
 
 class ToldByLeaderError(UserError):
@@ -296,6 +312,7 @@ def join_ranks(*, use_gpu: bool, timeout_s: float) -> Iterator[Ranks]:
                 "train.device=cpu"
             )
         torch.cuda.set_device(local_rank)
+    _check_agent()
     limit = timedelta(seconds=timeout_s)
     store, rank, world_size = next(iter(rendezvous("env://", timeout=limit)))
     store = _store_of_this_start(store, rank, world_size, timeout_s)
@@ -310,6 +327,24 @@ def join_ranks(*, use_gpu: bool, timeout_s: float) -> Iterator[Ranks]:
     yield JoinedRanks(store, timeout_s=timeout_s, local_rank=local_rank)
     # not after an error, when the others may be gone
     dist.destroy_process_group()
+
+
+def _check_agent() -> None:
+    """Check that torchrun still listens, so that its orphans do not wait for it.
+
+    Raises:
+        LostRankError: it does not.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    for attempt in range(_ATTEMPTS):
+        try:
+            socket.create_connection((host, port), timeout=_CONNECT_S).close()
+            return
+        except OSError:
+            time.sleep(attempt)
+    raise LostRankError(f"the torchrun that started this rank is gone from {host}:{port}")
 
 
 def _store_of_this_start(store: Store, rank: int, world_size: int, limit_s: float) -> Store:

@@ -22,12 +22,16 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
+from experiments.errors import UserError
+from experiments.given import MALFORMED, parse_json, read_text
 from experiments.runs.atomic import file_digest, remove, write_durably
+from experiments.training.checkpoint_metadata import FILE as METADATA
+from experiments.training.checkpoint_metadata import MetadataReader
 from experiments.training.ranks import Ranks
 
 MANIFEST = "manifest.json"
@@ -101,12 +105,22 @@ def intact(folder: Path, digest: str, ranks: Ranks) -> bool:
     """
     manifest = folder / MANIFEST
     good = manifest.is_file() and file_digest(manifest).startswith(digest)
-    if good:
-        files = sorted(json.loads(manifest.read_text())["files"].items())
-        for name, expected in _share(files, ranks):
-            path = folder / name
-            good = good and path.is_file() and file_digest(path) == expected
+    files = _digests(manifest) if good else {}
+    # what is read without having been compared could be anybody's
+    good = good and {PLAIN, METADATA} <= files.keys()
+    for name, expected in _share(sorted(files.items()), ranks):
+        path = folder / name
+        good = good and path.is_file() and file_digest(path) == expected
     return all(ranks.objects(good))
+
+
+def _digests(manifest: Path) -> dict[str, str]:
+    """The SHA-256 of each file; none where it is no manifest."""
+    try:
+        files = parse_json(read_text(manifest))["files"]
+        return {name: str(digest) for name, digest in files.items() if Path(name).name == name}
+    except (UserError, *MALFORMED):
+        return {}
 
 
 def read(folder: Path, template: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -125,10 +139,9 @@ def read(folder: Path, template: dict[str, Any], ranks: Ranks) -> dict[str, Any]
     """
     payload: dict[str, Any] = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
     _, own = split(template)
-    reader = FileSystemReader(folder)
-    stored = reader.read_metadata().state_dict_metadata
+    reader = MetadataReader(folder)
     tensors: dict[str, Tensor] = {}
-    for name, entry in stored.items():
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), name
         target = own.get(name)
         if target is None or target.shape != entry.size or target.dtype != entry.properties.dtype:
@@ -136,7 +149,11 @@ def read(folder: Path, template: dict[str, Any], ranks: Ranks) -> dict[str, Any]
         tensors[name] = target
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is meant
-        load_tensors(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)
+        try:
+            load_tensors(tensors, storage_reader=reader, no_dist=ranks.world_size == 1)
+        except CheckpointException as error:
+            met = next(iter(error.failures.values()))[0]
+            raise ValueError(f"its tensors cannot be loaded: {met}") from error
     payload["state"] = join(payload["state"], tensors)
     return payload
 

@@ -7,6 +7,7 @@ every command trains with them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.contestants import TUNED_GROUP
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
+from experiments.given import MALFORMED, is_number
 from experiments.runs.atomic import make_folder, write_atomically
 from experiments.tuning.space import check_seeds
+from experiments.yaml_text import read_yaml
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# What begins with an underscore says what is to be imported and called.
+_SEARCHED = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _ADOPTED = """# @package _global_
 # Written by python -m experiments.tune with --adopt: what the search chose, over the recipe.
 """
@@ -64,13 +70,35 @@ class Chosen:
             UserError: it is missing or was not written by a search.
         """
         try:
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls(**content)
+            chosen = cls(**read_yaml(path))
+            chosen._check()
         except FileNotFoundError as error:
             raise UserError(f"--tuned {path} does not exist: run experiments.tune first") from error
-        except (yaml.YAMLError, TypeError) as error:
-            reason = " ".join(str(error).split())
+        except MALFORMED as error:
+            reason = one_line(error)
             raise UserError(f"{path} is no chosen.yaml of experiments.tune: {reason}") from error
+        return chosen
+
+    def _check(self) -> None:
+        """Refuse what no search writes: its names become folders, its settings overrides.
+
+        Raises:
+            ValueError: there is something.
+        """
+        texts = (self.experiment, self.scale, self.space, self.metric, *self.settings)
+        wrong = [text for text in texts if not isinstance(text, str) or not _NAME.fullmatch(text)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no name of letters, digits and . _ + -")
+        for optimizer, settings in self.settings.items():
+            for key, value in settings.items():
+                place = f"settings.{optimizer}.{key}"
+                if not _SEARCHED.fullmatch(key):
+                    raise ValueError(f"{place} is none of the settings that a search sets")
+                if not is_number(value):
+                    raise ValueError(f"{place} = {value!r} is no number")
+        for number in (self.holdout, self.trials, *self.seeds):
+            if not isinstance(number, int) or number < 0:
+                raise ValueError(f"{number!r} is no count and no seed")
 
     def overrides(self, optimizer: str) -> tuple[str, ...]:
         """The chosen settings of one optimizer, as Hydra overrides.

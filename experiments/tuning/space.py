@@ -13,6 +13,7 @@ from yaml import YAMLError
 from experiments.contestants import CONFIG_DIR, options
 from experiments.errors import UserError, nearest
 from experiments.settings import read_settings
+from experiments.yaml_text import refuse_bombs_once
 
 GROUP = "tune"
 Metric = Literal["test_top1", "test_loss"]
@@ -75,6 +76,7 @@ def read_space(name: str) -> Space:
         raise UserError(f"space {name!r} does not exist; {nearest(name, options(GROUP))}")
     path = CONFIG_DIR / GROUP / f"{name}.yaml"
     where = f"configs/{GROUP}/{name}.yaml"
+    refuse_bombs_once(path.parent)
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException) as error:

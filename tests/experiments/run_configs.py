@@ -10,10 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from experiments.runs.metrics import read_metrics
+from experiments.faults import comparison
+from experiments.faults.comparison import MEASURED, numbers
 from experiments.runs.spec import RunSpec
-from experiments.training.checkpoint import CheckpointStore
 from experiments.training.trainer import Trainer
+
+__all__ = ["MEASURED", "numbers"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,16 +28,6 @@ MLBFGS = {
     "history_size": 3,
     "betas": [0.9, 0.9],
 }
-MEASURED = (
-    "train_time_s",
-    "data_time_s",
-    "forward_backward_time_s",
-    "optimizer_time_s",
-    "extra_passes_time_s",
-    "gradient_time_s",
-    "images_per_second",
-    "peak_memory_bytes",
-)
 
 
 def run_config(results_dir: Path | str, /, **changes: Any) -> DictConfig:
@@ -82,48 +74,18 @@ def run_spec(results_dir: Path | str, /, **changes: Any) -> RunSpec:
     return RunSpec.from_config(run_config(results_dir, **changes))
 
 
-def numbers(directory: Path) -> list[dict[str, Any]]:
-    """The records of a run without what is measured anew each time."""
-    records = read_metrics(directory / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in MEASURED} for record in records]
-
-
 def newest_state(spec: RunSpec, directory: Path | None = None) -> dict[str, Any]:
-    folder = (directory or spec.directory) / "checkpoints"
-    state = CheckpointStore(folder, key=spec.key, keep=1).load_newest()
-    assert state is not None
-    return state
+    return comparison.newest_state(directory or spec.directory)
 
 
 def assert_same_bits(left: Any, right: Any, path: str = "state") -> None:
     """Compare nested states: tensors by their bits, everything else by ==."""
-    assert type(left) is type(right), path
-    if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype and left.shape == right.shape, path
-        assert torch.equal(left, right), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_same_bits(left[key], right[key], f"{path}[{key!r}]")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for index, pair in enumerate(zip(left, right, strict=True)):
-            assert_same_bits(*pair, f"{path}[{index}]")
-    else:
-        assert left == right, path
+    assert comparison.differing(left, right, path) is None
 
 
 def assert_same_run(left: RunSpec, right: RunSpec) -> None:
     """Records, final weights, optimizer and random state are equal, bit for bit."""
-    assert numbers(left.directory) == numbers(right.directory)
-    states = newest_state(left), newest_state(right)
-    for key in ("model", "optimizer", "loss_sum", "rng"):
-        assert_same_bits(states[0][key], states[1][key], key)
-    ends = [
-        {k: v for k, v in state["position"].items() if k != "epoch_start_time_s"}
-        for state in states
-    ]
-    assert ends[0] == ends[1]
+    assert comparison.first_difference(left.directory, right.directory) is None
 
 
 def stop_at(step: int, trainer: Trainer) -> None:

@@ -14,7 +14,7 @@ import pytest
 from experiments import tune, worker
 from experiments.analysis.__main__ import main as analyse
 from experiments.analysis.documents import main as write_documents
-from experiments.benchmarks.measure import exit_status, folder_for, write_measured
+from experiments.benchmarks.measure import folder_for, write_measured
 from experiments.data import decoded_cache, prepare
 from experiments.data.batches import ImageSet
 from experiments.launching.launch import launch
@@ -26,7 +26,7 @@ from experiments.runs.spec import RunSpec
 from experiments.training.trainer import Trainer
 from tests.experiments.report.report_toys import write_results
 from tests.experiments.run_configs import MLBFGS, ROOT, assert_same_run, run_spec
-from tests.file_systems import disk, fill
+from tests.file_systems import disk, exit_status, fill
 
 # 22 steps; a checkpoint has some 80 kB, and two are kept.
 RUN = {

@@ -10,7 +10,6 @@ import pytest
 
 from experiments import tune, worker
 from experiments.analysis.__main__ import main as analyse
-from experiments.benchmarks.measure import exit_status
 from experiments.errors import UserError
 from experiments.launching.slurm import SlurmSettings, submit
 from experiments.report.__main__ import main as report
@@ -20,6 +19,7 @@ from experiments.training.checkpoint import CheckpointStore
 from experiments.training.trainer import Trainer
 from tests.experiments.report.report_toys import write_results
 from tests.experiments.run_configs import assert_same_run, newest_state, run_spec, stop_at
+from tests.file_systems import exit_status
 
 RUN = {"model": {"name": "mlp", "hidden": [8]}, "train.epochs": 1, "train.checkpoint_interval": 5}
 

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import tune
 from experiments.analysis.__main__ import main as analyse
-from experiments.benchmarks.measure import exit_status, folder_for
+from experiments.benchmarks.measure import folder_for
 from experiments.data import prepare
 from experiments.errors import UserError
 from experiments.gpu_check.__main__ import main as gpu_check
@@ -23,6 +23,7 @@ from experiments.training.trainer import Trainer
 from experiments.tuning.chosen import Chosen
 from tests.experiments.report.report_toys import write_results
 from tests.experiments.run_configs import run_spec
+from tests.file_systems import exit_status
 
 
 def seen(folder: Path) -> dict[str, bytes | None]:

@@ -23,17 +23,18 @@ Subject and reference are contestants of the experiment: an optimizer, or an arm
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.analysis.measuring.measures import MEASURES, measure_named
 from experiments.analysis.measuring.runs import SCALES
 from experiments.contestants import arms
 from experiments.errors import UserError, nearest
+from experiments.given import is_number, visible
+from experiments.yaml_text import read_yaml
 
 DEFAULT_CLAIMS = Path(__file__).resolve().parents[3] / "results" / "claims.yaml"
 KINDS = ("value", "difference", "ordering", "ratio", "speedup", "share", "theory")
@@ -57,6 +58,11 @@ _OPTIONAL = (
     "command",
     "note",
 )
+_NUMBERS = ("printed", "margin")
+_LISTS = ("judged_at", "contradicts")
+# They become folders and parts of commands.
+_NAMES = ("experiment", "optimizer", "reference")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:
         UserError: a file is missing, or an entry breaks the schema; the message names the entry.
     """
     entries = _load(path)
-    cells = {file.stem: _load(file) for file in sorted((path.parent / "paper").glob("*.yaml"))}
+    cells = {file.stem: _load(file) for file in visible(path.parent / "paper", "*.yaml")}
     claims = tuple(_parse(name, entry, cells, path) for name, entry in entries.items())
     known = {claim.id: claim for claim in claims}
     for claim in claims:
@@ -209,11 +215,9 @@ def load_claims(path: Path = DEFAULT_CLAIMS) -> tuple[Claim, ...]:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping from names to entries is needed")
     return content
@@ -223,9 +227,10 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     where = f"{path}, {name}"
     if not isinstance(entry, dict):
         raise UserError(f"{where}: a mapping is needed, got {entry!r}")
-    for key in entry:
+    for key, value in entry.items():
         if key not in (*_REQUIRED, *_OPTIONAL):
             raise UserError(f"{where}: unknown key {key!r}: {nearest(str(key), _ALL)}")
+        _check_type(key, value, where)
     theory = entry.get("kind") == "theory"
     required = [key for key in _REQUIRED if not (theory and key == "optimizer")]
     missing = [key for key in required if not entry.get(key)]
@@ -263,6 +268,26 @@ def _parse(name: str, entry: Any, cells: Mapping[str, Any], path: Path) -> Claim
     )
 
 
+def _check_type(key: str, value: Any, where: str) -> None:
+    """Refuse a value of another kind than its key has; null is as good as none."""
+    if value is None:
+        return
+    if key in _NUMBERS:
+        good, wanted = is_number(value), "a number"
+    elif key in _LISTS:
+        good = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        wanted = "a list of names"
+    elif key == "deterministic":
+        good, wanted = isinstance(value, bool), "true or false"
+    elif key in _NAMES:
+        good = isinstance(value, str) and _NAME.fullmatch(value) is not None
+        wanted = "a name of letters, digits and . _ + -"
+    else:
+        good, wanted = isinstance(value, str), "a text"
+    if not good:
+        raise UserError(f"{where}: {key} is {value!r}, {wanted} is needed")
+
+
 def _check_metric(name: str, kind: str, where: str) -> None:
     try:
         measure = measure_named(name)
@@ -289,7 +314,7 @@ def _check_consistency(
             raise UserError(f"{where}: kind {kind!r}, rule {rule!r} needs 'cell' or 'printed'")
     elif margin is None:
         raise UserError(f"{where}: margin missing: it must be fixed before the run")
-    if margin is not None and (not isinstance(margin, int | float) or margin < 0):
+    if margin is not None and margin < 0:
         raise UserError(f"{where}: margin is {margin!r}, a number of at least 0 is needed")
 
 
@@ -299,8 +324,6 @@ def _printed(
     """The printed effect: given as a number, or computed from one or two cells."""
     if "cell" not in entry:
         value = entry.get("printed")
-        if value is not None and not isinstance(value, int | float):
-            raise UserError(f"{where}: printed is {value!r}, a number is needed")
         return None if value is None else Printed(float(value))
     if "printed" in entry:
         raise UserError(f"{where}: 'printed' stands in the cell already; name one of the two")
@@ -310,6 +333,9 @@ def _printed(
     if "reference_cell" not in entry:
         raise UserError(f"{where}: kind {kind!r} with a cell needs a reference_cell too")
     reference = _cell(str(entry["reference_cell"]), cells, where)
+    below = {"ratio": reference, "speedup": subject}.get(kind)
+    if below is not None and below.value == 0:
+        raise UserError(f"{where}: kind {kind!r} divides by a cell that is 0")
     # Rounded because decimal fractions are not exact: 93.9 - 94.1 is -0.2 on paper.
     if kind == "ratio":
         return Printed(round(subject.value / reference.value, 4))
@@ -327,7 +353,9 @@ def _cell(name: str, cells: Mapping[str, Any], where: str) -> Printed:
             hint = nearest(part, map(str, valid))
             raise UserError(f"{where}: cell {name!r} does not exist at {part!r}: {hint}")
         node = node[part]
-    if not isinstance(node, Mapping) or not isinstance(node.get("value"), int | float):
+    entries = node if isinstance(node, Mapping) else {}
+    rest = [entries.get(key) for key in ("spread", "n")]
+    if not is_number(entries.get("value")) or not all(x is None or is_number(x) for x in rest):
         raise UserError(f"{where}: cell {name!r} is {node!r}, {{value, spread, n}} is needed")
     return Printed(float(node["value"]), node.get("spread"), node.get("n"))
 

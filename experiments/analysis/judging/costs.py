@@ -8,7 +8,6 @@ seconds are theirs: of the contestant itself, or of the others, scaled by FLOPs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from pathlib import Path
 
 from experiments.analysis.judging.settling import seconds_of_a_run
 from experiments.analysis.measuring.groups import Results, display_name
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import MALFORMED, read_json
 
 PREDICTIONS = "predictions.json"
 
@@ -82,7 +82,7 @@ def load_predictions(path: Path) -> Predictions:
     if not path.exists():
         return NO_PREDICTIONS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         runs = {
             (experiment, scale, contestant): Work(**work)
             for experiment, scales in content["runs"].items()
@@ -90,8 +90,8 @@ def load_predictions(path: Path) -> Predictions:
             for contestant, work in contestants.items()
         }
         return Predictions(str(content["machine"]), runs)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    except MALFORMED as error:
+        reason = one_line(error)
         raise UserError(
             f"{path} is no file of predictions ({reason}): run python -m experiments.predictions"
         ) from error

@@ -8,7 +8,6 @@ first that lies in the claim's zone is the likely reason.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from experiments.analysis.judging.claims import Claim
 from experiments.analysis.judging.settling import Effect
 from experiments.analysis.judging.verdicts import Outcome, Verdict, decide, zone_of
 from experiments.analysis.measuring.statistics import Interval
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
+from experiments.given import MALFORMED, read_json, visible
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def load_subjects(folder: Path) -> dict[str, Subject]:
         UserError: a file is not what `python -m experiments.theory` writes.
     """
     subjects = {}
-    for path in sorted(folder.glob("*.json")):
+    for path in visible(folder, "*.json"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             subjects[path.stem] = Subject(
                 name=path.stem,
                 settings=content["settings"],
@@ -67,8 +67,8 @@ def load_subjects(folder: Path) -> dict[str, Subject]:
                 series=content["series"],
                 notes=content["notes"],
             )
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
+        except MALFORMED as error:
+            reason = one_line(error)
             raise UserError(
                 f"{path}: not a file of findings ({reason}): run make theory"
             ) from error

@@ -9,7 +9,6 @@ names file and line. Only the last line may be torn, because a process can die w
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator
@@ -19,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, one_line
+from experiments.given import is_number, open_plain, parse_json, read_json, visible
+from experiments.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,9 @@ REQUIRED_FIELDS = {
     "overflow": ("epoch", "step"),
     "gradient": ("epoch", "step"),
 }
-DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>\d+)-(?P<key>[0-9a-f]{10})")
+DIRECTORY_NAME = re.compile(r"(?P<scale>[a-z]+)-seed(?P<seed>[0-9]+)-(?P<key>[0-9a-f]{10})")
+# Of experiments and contestants: it stands in commands that people copy.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 Record = dict[str, Any]
 FloatArray = NDArray[np.float64]
@@ -188,10 +190,12 @@ def load_runs(
     if scale is not None and scale not in SCALES:
         raise UserError(f"unknown scale {scale!r}: {nearest(scale, SCALES)}")
     root = results_dir / "runs"
+    if NAME.fullmatch(experiment) is None:
+        raise UserError(f"{experiment!r} is no experiment: its name is letters, digits and . _ + -")
     if not root.is_dir():
         raise UserError(f"no runs in {results_dir}: the directory {root} does not exist")
     if not (root / experiment).is_dir():
-        known = [child.name for child in root.iterdir() if child.is_dir()]
+        known = [child.name for child in visible(root, "*") if child.is_dir()]
         hint = nearest(experiment, known) if known else f"{root} is empty"
         raise UserError(f"no runs of experiment {experiment!r} in {root}: {hint}")
     runs: list[Run] = []
@@ -230,7 +234,7 @@ def load_run(path: Path) -> Run:
         path=path,
         **identity,
         status=status["status"],
-        message=str(status.get("message") or ""),
+        message=one_line(status.get("message") or ""),
         config=_read_yaml(path / "config.yaml"),
         meta=meta,
         steps=tuple(records["step"]),
@@ -251,15 +255,16 @@ def read_metrics(path: Path) -> tuple[dict[str, list[Record]], bool]:
         UserError: a record before the last is not valid JSON, or any record breaks its contract.
     """
     records: dict[str, list[Record]] = {kind: [] for kind in REQUIRED_FIELDS}
-    if not path.is_file():
+    try:
+        with open_plain(path) as file:
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
         return records, False
-    content = path.read_bytes()
-    lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             # Only a line without its newline can be torn: every complete record ends with one.
             if number == len(lines):
@@ -276,13 +281,13 @@ def _check_record(record: Any, before: dict[str, list[Record]], where: str) -> N
     if not isinstance(record, dict) or "kind" not in record:
         raise UserError(f"{where}: corrupt record (an object with the field 'kind' is needed)")
     kind = record["kind"]
-    if kind not in REQUIRED_FIELDS:
+    if not isinstance(kind, str) or kind not in REQUIRED_FIELDS:
         raise UserError(f"{where}: unknown kind {kind!r}: {nearest(str(kind), REQUIRED_FIELDS)}")
     for name in REQUIRED_FIELDS[kind]:
-        if not isinstance(record.get(name), int | float):
+        if not is_number(record.get(name)):
             raise UserError(f"{where}: record of kind {kind!r} has no number in {name!r}")
     for name, value in record.items():
-        if name != "kind" and not (value is None or isinstance(value, int | float)):
+        if name != "kind" and not (value is None or isinstance(value, bool) or is_number(value)):
             raise UserError(f"{where}: {name!r} is {value!r}, a number or null is needed")
     earlier = before[kind]
     if kind == "epoch" and earlier and record["epoch"] <= earlier[-1]["epoch"]:
@@ -297,6 +302,9 @@ def _identity(path: Path, meta: Record) -> dict[str, Any]:
     match = DIRECTORY_NAME.fullmatch(path.name)
     if match is None or match["scale"] not in SCALES:
         raise UserError(f"{path}: a run directory is named <scale>-seed<seed>-<key>")
+    for folder in (path.parent.parent, path.parent):
+        if NAME.fullmatch(folder.name) is None:
+            raise UserError(f"{folder}: the folder's name must be letters, digits and . _ + -")
     named: dict[str, Any] = {
         "key": match["key"],
         "experiment": path.parent.parent.name,
@@ -317,9 +325,9 @@ def _identity(path: Path, meta: Record) -> dict[str, Any]:
 
 
 def _run_directories(root: Path) -> Iterator[Path]:
-    for contestant in sorted(root.iterdir()):
+    for contestant in visible(root, "*"):
         if contestant.is_dir():
-            yield from sorted(child for child in contestant.iterdir() if child.is_dir())
+            yield from (child for child in visible(contestant, "*") if child.is_dir())
 
 
 def _unknown_files(path: Path) -> list[str]:
@@ -336,11 +344,9 @@ def _unknown_files(path: Path) -> list[str]:
 
 def _read_json(path: Path) -> Record:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, an object is needed")
     return content
@@ -348,14 +354,9 @@ def _read_json(path: Path) -> Record:
 
 def _read_yaml(path: Path) -> Record:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML ({reason})") from error
+        content = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, a mapping is needed")
     return content
-
-
-# The C loader is ten times as fast and builds the same plain objects.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

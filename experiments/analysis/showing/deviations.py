@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from experiments.analysis.judging.claims import reproduce_command
 from experiments.analysis.measuring import quantities
 from experiments.analysis.measuring.groups import Group, Results, display_name, group_runs
@@ -22,6 +20,7 @@ from experiments.analysis.measuring.pairing import compare_groups
 from experiments.analysis.measuring.runs import load_runs
 from experiments.contestants import arms, options
 from experiments.errors import UserError, nearest
+from experiments.yaml_text import read_yaml
 
 LEDGER = "results/deviations.yaml"
 # What an effect is measured by, and the scale of the command that measures it.
@@ -80,11 +79,9 @@ def load_ledger(path: Path) -> tuple[Deviation, ...]:
         UserError: the file is missing or a row breaks the schema; the message names the row.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = read_yaml(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping from ids to rows is needed")
     return tuple(_parse(str(name), row, f"{path}, {name}") for name, row in content.items())
@@ -217,19 +214,6 @@ def _contrast(entry: Any, where: str) -> Contrast:
                 f"{nearest(name, valid)}"
             )
     return contrast
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error and not the last of the two."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} stands twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
 
 
 _TEXTS_AS_HEADERS = ("printed", "released code", "here by default", "why")

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import yaml
-
 from experiments.analysis.measuring.groups import Group
 from experiments.contestants import CONFIG_DIR, arms
+from experiments.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def figures(experiment: str) -> dict[str, list[str]]:
     path = CONFIG_DIR / "experiment" / f"{experiment}.yaml"
     if not path.is_file():
         return {}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     return dict(content["experiment"].get("figures") or {})
 
 

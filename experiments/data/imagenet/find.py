@@ -12,6 +12,7 @@ from experiments.data.imagenet import folders, prepared, shards
 from experiments.data.imagenet.settings import ImageNetSettings
 from experiments.data.imagenet.source import EncodedSplit, Labels, ResizedSplit, Split
 from experiments.errors import UserError
+from experiments.given import user_path
 
 LAYOUTS = (
     "train/<class>/*.JPEG and val/<class>/*.JPEG (or a flat val/ and its file of labels), Hugging "
@@ -71,7 +72,7 @@ def root_folder(settings: ImageNetSettings) -> Path:
     """Where the images are, or will be generated."""
     if settings.root is None:
         return synthetic.default_folder(settings.num_classes, settings.synthetic_images)
-    return Path(settings.root).expanduser()
+    return user_path(settings.root, "dataset.root")
 
 
 def _state(root: Path) -> str:

@@ -12,14 +12,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from experiments.data.encoded import DecodeError
 from experiments.data.imagenet.settings import ImageNetSettings
 from experiments.data.imagenet.source import Keys, Labels, as_key
 from experiments.data.imagenet.validation_labels import read_labels
 from experiments.errors import UserError
+from experiments.given import open_plain
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +68,11 @@ class FolderSplit:
 
     def read(self, index: int) -> bytes:
         """The content of an image's file."""
-        with open(self._path(index), "rb") as file:
-            return file.read()
+        try:
+            with open_plain(Path(self._path(index))) as file:
+                return file.read()
+        except UserError as error:
+            raise DecodeError(str(error)) from error
 
 
 def find(settings: ImageNetSettings, root: Path) -> dict[str, FolderSplit] | None:
@@ -101,8 +107,7 @@ def _first(root: Path, names: Sequence[str]) -> Path | None:
 
 def class_folders(folder: Path) -> list[str]:
     """The names of the class folders, sorted; hidden ones are none."""
-    with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return _listed(folder).folders
 
 
 def check_number_of_classes(folder: Path, classes: Sequence[str], expected: int) -> None:
@@ -153,6 +158,12 @@ def _test_split(settings: ImageNetSettings, folder: Path, classes: list[str]) ->
 
 
 def _from_class_folders(folder: Path, classes: list[str]) -> FolderSplit:
+    loose = [name for name in _listed(folder).files if name.lower().endswith(ENDINGS)]
+    if loose:
+        logger.warning(
+            "%d images lie in %s beside the class folders, the first is %s: they are left out",
+            len(loose), folder, loose[0],
+        )  # fmt: skip
     files = [_images(folder / name) for name in classes]
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if empty:
@@ -165,13 +176,53 @@ def _from_class_folders(folder: Path, classes: list[str]) -> FolderSplit:
 
 
 def _images(folder: Path) -> list[str]:
-    """The names of the images in a folder, sorted; other files are counted in a warning."""
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if not e.name.startswith(".") and e.is_file()]
-    images = sorted(name for name in names if name.lower().endswith(ENDINGS))
-    if len(images) < len(names):
-        other = next(name for name in sorted(names) if not name.lower().endswith(ENDINGS))
+    """The names of the images in a folder, sorted; what else is there is counted in warnings.
+
+    A link that leads nowhere is an image: one that cannot be read, and is named and counted.
+    """
+    listed = _listed(folder)
+    images = [name for name in listed.files if name.lower().endswith(ENDINGS)]
+    others = [name for name in listed.files if not name.lower().endswith(ENDINGS)]
+    if others:
         logger.warning(
-            "%d files in %s are no images, the first is %s", len(names) - len(images), folder, other
+            "%d files in %s are no images, the first is %s", len(others), folder, others[0]
         )
+    for name in listed.folders:
+        deeper = [n for n in _listed(folder / name).files if n.lower().endswith(ENDINGS)]
+        if deeper:
+            logger.warning(
+                "%d images lie one folder deeper, in %s, the first is %s: they are left out; move "
+                "them up",
+                len(deeper), folder / name, deeper[0],
+            )  # fmt: skip
     return images
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """What a folder holds, hidden names left out, sorted.
+
+    Attributes:
+        folders: names of folders, and of links to folders.
+        files: all other names: files, and links that lead to files or nowhere.
+    """
+
+    folders: list[str]
+    files: list[str]
+
+
+def _listed(folder: Path) -> _Listed:
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                (folders if _is_folder(entry) else files).append(entry.name)
+    return _Listed(sorted(folders), sorted(files))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or where one may not look
+        return False

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import atexit
 import logging
+import shutil
 import signal
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from experiments.data.augment import Normalise
@@ -38,11 +40,14 @@ from experiments.data.imagenet.source import Labels, Split, UnreadableError, can
 from experiments.data.part import WHOLE, Part
 from experiments.data.randomness import stream
 from experiments.errors import UserError
+from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 CHANNELS = 3
 PIXEL_MAX = 255
+#: Where Linux keeps the memory that processes share.
+_SHARED = Path("/dev/shm")
 #: Batches that each worker prepares ahead.
 PREFETCHED = 2
 
@@ -74,11 +79,13 @@ class Loaded(NamedTuple):
         images: (b, c, c, 3) uint8.
         labels: (b,) int64.
         unreadable: name and reason of the images that could not be used.
+        failure: why the worker cannot hand the batch over; empty where it can.
     """
 
     images: Tensor
     labels: Tensor
     unreadable: list[tuple[str, str]]
+    failure: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +172,8 @@ class PlannedImages(Dataset[Loaded]):
                 augment(pixels, self._settings.augmentation, random, out)
             labels.append(label)
         kept = torch.from_numpy(images[: len(labels)])
-        return Loaded(kept, torch.tensor(labels, dtype=torch.int64), unreadable)
+        loaded = Loaded(kept, torch.tensor(labels, dtype=torch.int64), unreadable)
+        return loaded if get_worker_info() is None else _shared(loaded)
 
     def _readable(
         self, plan: Plan, member: int, unreadable: list[tuple[str, str]]
@@ -211,7 +219,13 @@ class _Workers(Sampler[Plan]):
 
     def load(self, plans: list[Plan]) -> Iterator[Loaded]:
         self._plans = plans
-        iterator = iter(self._loader)
+        try:
+            iterator = iter(self._loader)
+        except OSError as error:
+            raise UserError(
+                f"processes that load images cannot be started ({error.strerror}{_size()}): use "
+                "fewer dataset.workers; 0 needs none"
+            ) from error
         # Again and again, so that it comes before torch's own: at Python's end that waits five
         # seconds for each worker and sends it SIGTERM, which it ignores.
         atexit.unregister(self.close)
@@ -231,6 +245,36 @@ def _close_all(sets: list[_Workers]) -> None:
         workers.close()
 
 
+def _shared(loaded: Loaded) -> Loaded:
+    """Put a batch where the training finds it.
+
+    Left to the queue, it would be done by a thread that drops what does not fit, and the training
+    would wait for ever.
+    """
+    try:
+        for tensor in (loaded.images, loaded.labels):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        nothing = torch.empty(0, dtype=torch.int64)
+        return Loaded(nothing, nothing, [], _no_room(loaded.images.nbytes, error))
+    return loaded
+
+
+def _no_room(nbytes: int, error: RuntimeError) -> str:
+    reason = str(error).rsplit(": ", 1)[-1]
+    return (
+        f"no shared memory for a batch of {nbytes / 1e6:.1f} MB ({reason}{_size()}): give it more "
+        "(docker run --shm-size=8g), or use fewer dataset.workers; 0 needs none"
+    )
+
+
+def _size() -> str:
+    """How much memory processes can share here, for messages."""
+    if not _SHARED.is_dir():
+        return ""
+    return f"; {_SHARED} has {shutil.disk_usage(_SHARED).total / 1e6:.2f} MB"
+
+
 def _unchanged(loaded: Any) -> Any:
     return loaded
 
@@ -238,8 +282,9 @@ def _unchanged(loaded: Any) -> Any:
 def _leave_signals_to_the_training(_: int) -> None:
     """Ctrl-C reaches all processes of a terminal; the training obeys it between two steps.
 
-    The workers go on until they are told to end (`_Workers.close`); one without a parent ends too.
+    The workers go on until they are told to end (`_Workers.close`), or have no parent any more.
     """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -340,8 +385,17 @@ class StreamedData:
         workers = self._idle.pop() if self._idle else self._new_workers()
         try:
             for loaded in workers.load(list(plans)):
+                if loaded.failure:
+                    raise UserError(loaded.failure)
                 self._count(loaded)
                 yield self._on_device(loaded)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a process that loads images has died ({' '.join(str(error).split())}): killed, "
+                "or out of memory; use fewer dataset.workers, and the same command goes on"
+            ) from error
         finally:
             self._idle.append(workers)
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
-import warnings
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from experiments.data.encoded import DecodeError, check_scans, check_size, opened
 from experiments.data.imagenet.settings import Resize
 
 Pixels = npt.NDArray[np.uint8]
@@ -31,21 +30,8 @@ Pixels = npt.NDArray[np.uint8]
 JPEG_START = b"\xff\xd8"
 # Colours of JPEGs that become the same RGB in every decoder; of CMYK each makes its own.
 DECODED_SPACES = ("YCbCr", "Gray", "RGB")
-# Pillow's decoders fail in all these ways on broken input.
-PILLOW_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
 # Modes in which Pillow keeps more than 8 bits of a grey image.
 DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-
-
-class DecodeError(Exception):
-    """Bytes that are no image; the text says why, in one line."""
 
 
 def decode(content: bytes) -> Tensor:
@@ -61,51 +47,41 @@ def decode(content: bytes) -> Tensor:
         (3, h, w) uint8.
 
     Raises:
-        DecodeError: empty, truncated or corrupt, or no image.
+        DecodeError: empty, truncated, corrupt or too large, or no image.
     """
     if not content:
         raise DecodeError("the file is empty")
     if content.startswith(JPEG_START):
         # On anything odd in the file it gives up; Pillow says what is truly damaged.
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, DecodeError):
             return torch.from_numpy(decode_jpeg(content)).permute(2, 0, 1)
     return torch.from_numpy(_decode_with_pillow(content)).permute(2, 0, 1)
 
 
-def decode_jpeg(content: bytes | Pixels) -> Pixels:
+def decode_jpeg(content: bytes) -> Pixels:
     """Decode a JPEG of one or three components to (h, w, 3).
 
     Raises:
         ValueError: of four components, or not as the standard wants it.
+        DecodeError: of too many pixels, or scans.
     """
-    space = simplejpeg.decode_jpeg_header(content)[2]
+    height, width, space = simplejpeg.decode_jpeg_header(content)[:3]
     if space not in DECODED_SPACES:
         raise ValueError(f"colours in {space}")
+    check_size(height, width)
+    check_scans(content)
     pixels: Pixels = simplejpeg.decode_jpeg(content)
     return pixels
 
 
 def _decode_with_pillow(content: bytes) -> Pixels:
-    try:
-        with warnings.catch_warnings():
-            # of large images, odd EXIF data and dropped transparency
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content)) as image:
-                if image.mode in DEEP_MODES:
-                    deep = np.asarray(image).astype(np.int64)
-                    grey = np.clip(deep >> 8, 0, 255).astype(np.uint8)
-                    return np.repeat(grey[:, :, None], 3, axis=2)
-                # a copy, because Pillow's own memory may not be written
-                return np.array(image.convert("RGB"))
-    except PILLOW_ERRORS as error:
-        raise DecodeError(_reason(error)) from error
-
-
-def _reason(error: Exception) -> str:
-    """The text of an error in one line."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no kind of image that Pillow knows"  # its own text has an address in memory
-    return " ".join(str(error).split()) or type(error).__name__
+    with opened(content) as image:
+        if image.mode in DEEP_MODES:
+            deep = np.asarray(image).astype(np.int64)
+            grey = np.clip(deep >> 8, 0, 255).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        # a copy, because Pillow's own memory may not be written
+        return np.array(image.convert("RGB"))
 
 
 def resized_shape(height: int, width: int, kind: Resize, size: int) -> tuple[int, int]:
@@ -147,7 +123,10 @@ def resized_pixels(content: bytes, kind: Resize, size: int) -> Pixels:
         DecodeError: see `decode`.
     """
     image = decode(content)
-    return resize(image, *resized_shape(image.shape[1], image.shape[2], kind, size))
+    shape = resized_shape(image.shape[1], image.shape[2], kind, size)
+    # The longer side of a narrow strip grows with the shorter one.
+    check_size(*shape, what="resized, an image")
+    return resize(image, *shape)
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:

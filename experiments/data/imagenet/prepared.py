@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from experiments.data.arrays import read_arrays
+from experiments.data.encoded import DecodeError
 from experiments.data.imagenet.pixels import Pixels, decode_jpeg, encode_jpeg
 from experiments.data.imagenet.settings import ImageNetSettings, Resize
 from experiments.data.imagenet.source import Keys, Labels, UnreadableError
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import MALFORMED, parse_json, read_text
 from experiments.runs.atomic import replace_file
 
 Form = Literal["jpeg", "raw"]
@@ -37,6 +39,7 @@ FORMAT = 1
 SHARD_NAMES = r"\d{5,}\.(bin|npz)"
 PLAN_FILE, COMPLETE_FILE, UNREADABLE_FILE = "plan.json", "complete.json", "unreadable.tsv"
 SPLITS = ("train", "test")
+MOST_SHARDS = 1_000_000
 AGAIN = "run make prepare-imagenet again, it goes on where it stopped"
 
 
@@ -172,13 +175,24 @@ def _encode(image: Pixels, plan: Plan) -> bytes:
 def read_shard(folder: Path, split: str, number: int) -> Shard | None:
     """The index of a finished shard; None where it is absent, incomplete or damaged."""
     try:
-        with np.load(shard_path(folder, split, number, "npz"), allow_pickle=False) as arrays:
-            values = dict(arrays)
+        values = read_arrays(shard_path(folder, split, number, "npz"))
         shard = Shard(**{**values, "checksum": int(values["checksum"])})
         size = shard_path(folder, split, number, "bin").stat().st_size
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return shard if _fits(shard, size) else None
+    except (OSError, *MALFORMED):
         return None
-    return shard if size == shard.starts[-1] else None
+
+
+def _fits(shard: Shard, size: int) -> bool:
+    """Whether the index describes a .bin of so many bytes."""
+    count = len(shard.labels)
+    kinds = [(shard.starts, "i", (count + 1,)), (shard.shapes, "i", (count, 2))]
+    kinds += [(shard.labels, "i", (count,)), (shard.keys, "S", (count,))]
+    kinds += [(texts, "U", (count,)) for texts in (shard.names, shard.reasons)]
+    if any(array.dtype.kind != kind or array.shape != shape for array, kind, shape in kinds):
+        return False
+    ends = shard.starts[0] == 0 and shard.starts[-1] == size
+    return bool(ends and (np.diff(shard.starts) >= 0).all() and (shard.shapes >= 0).all())
 
 
 def intact(folder: Path, split: str, number: int, shard: Shard) -> bool:
@@ -194,19 +208,44 @@ def read_plan(folder: Path) -> Plan | None:
     """
     path = folder / PLAN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_text(path))
         if values["format"] != FORMAT:
             raise UserError(
                 f"{str(path)!r} has format {values['format']}, this version reads {FORMAT}: "
                 "prepare the data set again, into another folder"
             )
-        return Plan(**values)
+        plan = Plan(**values)
+        _check_plan(plan)
+        return plan
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except MALFORMED as error:
         raise UserError(
-            f"{str(path)!r} cannot be read ({error}): delete the folder and prepare again"
+            f"{str(path)!r} cannot be read ({one_line(error)}): delete the folder and prepare again"
         ) from error
+
+
+def _check_plan(plan: Plan) -> None:
+    """Refuse values that no preparation wrote.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if plan.resize not in get_args(Resize) or plan.form not in get_args(Form):
+        raise ValueError(f"resize {plan.resize!r}, form {plan.form!r}")
+    if sorted(plan.images) != sorted(SPLITS):
+        raise ValueError(f"images of {sorted(plan.images)}")
+    counts = {
+        "resized": plan.resized,
+        "shard_size": plan.shard_size,
+        "num_classes": plan.num_classes,
+        **plan.images,
+    }
+    for name, count in counts.items():
+        if not isinstance(count, int) or not 1 <= count < 2**31:
+            raise ValueError(f"{name} = {count!r}")
+    if sum(plan.images.values()) > MOST_SHARDS * plan.shard_size:
+        raise ValueError(f"more than {MOST_SHARDS} shards")
 
 
 def plan_text(plan: Plan) -> str:
@@ -269,6 +308,7 @@ class PreparedSplit:
         place = f"record {index % self._shard_size} of {self._paths[number]}"
         begin, end = int(self._begins[index]), int(self._ends[index])
         record = np.empty(end - begin, dtype=np.uint8)
+        height, width = (int(side) for side in self._shapes[index])
         try:
             # not a memory map, which would answer a read error with the end of the process
             count = os.preadv(self._file(number), [record.data], begin)
@@ -276,11 +316,13 @@ class PreparedSplit:
                 raise UnreadableError(
                     place, f"{count} of {end - begin} bytes: the file was cut off"
                 )
-            height, width = (int(side) for side in self._shapes[index])
             if self._form == "raw":
                 return record.reshape(height, width, 3)
-            return decode_jpeg(record)
-        except (OSError, ValueError) as error:
+            pixels = decode_jpeg(record.tobytes())
+            if pixels.shape != (height, width, 3):
+                raise ValueError(f"{pixels.shape[:2]} pixels, the index says {(height, width)}")
+            return pixels
+        except (OSError, ValueError, DecodeError) as error:
             raise UnreadableError(place, " ".join(str(error).split())) from error
 
     def _file(self, number: int) -> int:

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from experiments.data import parquet
-from experiments.data.imagenet.pixels import DecodeError
+from experiments.data.encoded import DecodeError
 from experiments.data.imagenet.settings import ImageNetSettings
 from experiments.data.imagenet.source import Keys, Labels, as_key
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 
 TEST_NAMES = ("validation", "val", "test")
 LABEL_COLUMNS = ("label", "labels")
@@ -49,7 +49,7 @@ class ParquetSplit:
         for number, file in enumerate(files):
             opened = parquet.open_file(file)
             self._columns.append(parquet.image_column(opened, file))
-            names.extend(_names(opened, self._columns[-1], file))
+            names.extend(parquet.image_names(opened, self._columns[-1], file))
             for group in range(opened.num_row_groups):
                 starts.append(starts[-1] + opened.metadata.row_group(group).num_rows)
                 group_files.append(number)
@@ -100,24 +100,12 @@ class ParquetSplit:
             table = self._opened[number].read_row_group(
                 int(self._group_numbers[group]), columns=[column], use_threads=False
             )
-        except pa.ArrowException as error:
-            raise DecodeError(" ".join(str(error).split())) from error
-        return parquet.encoded_images(table.column(0), file)
-
-
-def _names(opened: pq.ParquetFile, column: str, file: Path) -> list[str | None]:
-    """The names in the image column, None where there are none."""
-    kind = opened.schema_arrow.field(column).type
-    if not pa.types.is_struct(kind) or "path" not in [field.name for field in kind]:
-        return [None] * opened.metadata.num_rows
-    try:
-        values = opened.read(columns=[f"{column}.path"]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"the image names of {str(file)!r} cannot be read "
-            f"({' '.join(str(error).split())}); fetch the file again"
-        ) from error
-    return [row["path"] for row in values.to_pylist()]
+        except Exception as error:  # pyarrow promises nothing about what it raises
+            raise DecodeError(one_line(error) or type(error).__name__) from error
+        values = parquet.encoded_images(table.column(0), file)
+        if len(values) != self._starts[group + 1] - self._starts[group]:
+            raise DecodeError(f"{len(values)} images in a row group of another length")
+        return values
 
 
 def find(settings: ImageNetSettings, root: Path) -> dict[str, ParquetSplit] | None:

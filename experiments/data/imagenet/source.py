@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from experiments.data.imagenet.pixels import DecodeError, Pixels, resized_pixels
+from experiments.data.encoded import DecodeError
+from experiments.data.imagenet.pixels import Pixels, resized_pixels
 from experiments.data.imagenet.settings import Resize
 
 Labels = npt.NDArray[np.int64]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from experiments.data.imagenet.source import Labels
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
+from experiments.given import read_text, user_path, visible
 
 #: Where a file is looked for: in the validation folder, beside it and in the development kit.
 PLACES = (".", "..", "../devkit/data", "../ILSVRC2012_devkit_t12/data")
@@ -50,10 +51,10 @@ def read_labels(
     Raises:
         UserError: there is no such file, or it does not fit the images or classes.
     """
-    path = _find(folder) if configured is None else Path(configured).expanduser()
+    path = _find(folder) if configured is None else user_path(configured, "dataset.val_labels")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (FileNotFoundError, UserError) as error:
         raise UserError(f"the validation labels {str(path)!r} cannot be read: {error}") from error
     lines = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
     if lines and lines[0][0] == "ImageId":
@@ -69,7 +70,13 @@ def read_labels(
 def _find(folder: Path) -> Path:
     for place in PLACES:
         for pattern in PATTERNS:
-            found = sorted((folder / place).glob(pattern))
+            found = visible(folder / place, pattern)
+            if len(found) > 1:
+                raise UserError(
+                    f"{len(found)} files could hold the classes of {str(folder)!r}: "
+                    f"{', '.join(file.name for file in found[:3])}; name one with "
+                    "dataset.val_labels"
+                )
             if found:
                 return found[0]
     raise UserError(
@@ -83,20 +90,33 @@ def _by_name(
     path: Path, lines: Sequence[Sequence[str]], files: Sequence[str], classes: Mapping[str, int]
 ) -> Labels:
     """Labels out of lines that begin with a file name and a class."""
-    label_of = {}
+    of_name: dict[str, int] = {}
+    of_stem: dict[str, set[int]] = {}
     for number, words in enumerate(lines, start=1):
+        where = f"line {number} of {str(path)!r}"
         if len(words) < 2:
+            raise UserError(f"{where} is {words[0]!r}: need a file name and a class")
+        name, label = Path(words[0]).name, _label(words[1], classes, where)
+        if of_name.setdefault(name, label) != label:
             raise UserError(
-                f"line {number} of {str(path)!r} is {words[0]!r}: need a file name and a class"
+                f"{where} gives {name} another class than a line before: which is right?"
             )
-        label_of[Path(words[0]).stem] = _label(words[1], classes, f"line {number} of {str(path)!r}")
-    missing = [name for name in files if Path(name).stem not in label_of]
+        of_stem.setdefault(Path(name).stem, set()).add(label)
+    # An exact name counts; the file may name images without their ending, or with another one.
+    found = [{of_name[n]} if n in of_name else of_stem.get(Path(n).stem, set()) for n in files]
+    missing = [name for name, labels in zip(files, found, strict=True) if not labels]
     if missing:
         raise UserError(
             f"{str(path)!r} names no class for {len(missing)} of {len(files)} validation images, "
             f"the first is {missing[0]}: do file and images belong together?"
         )
-    return np.array([label_of[Path(name).stem] for name in files], dtype=np.int64)
+    unclear = [name for name, labels in zip(files, found, strict=True) if len(labels) > 1]
+    if unclear:
+        raise UserError(
+            f"{str(path)!r} names several files like {unclear[0]}, of different classes, and none "
+            "of them exactly: write the names with their endings"
+        )
+    return np.array([label for labels in found for label in labels], dtype=np.int64)
 
 
 def _in_order(
@@ -108,7 +128,7 @@ def _in_order(
             f"{str(path)!r} has {len(words)} lines for {len(files)} validation images: do file "
             "and images belong together?"
         )
-    if all(word.isdigit() and word not in classes for word in words):
+    if all(_is_count(word) and word not in classes for word in words):
         names = _kit_classes(path)
         unknown = next((word for word in words if int(word) not in names), None)
         if unknown is not None:
@@ -131,7 +151,7 @@ def _label(word: str, classes: Mapping[str, int], where: str) -> int:
     """The label of a class that is given by its name or by its number from 0."""
     if word in classes:
         return classes[word]
-    if word.isdigit():
+    if _is_count(word):
         if int(word) < len(classes):
             return int(word)
         raise UserError(
@@ -139,6 +159,11 @@ def _label(word: str, classes: Mapping[str, int], where: str) -> int:
             f"{len(classes) - 1}"
         )
     raise UserError(f"{where}: there is no class {word!r} among the training images")
+
+
+def _is_count(word: str) -> bool:
+    """Whether a word is a whole number from 0 on, as such files write them."""
+    return word.isascii() and word.isdigit() and len(word) <= 9
 
 
 def _kit_classes(path: Path) -> dict[int, str]:
@@ -154,7 +179,7 @@ def _kit_classes(path: Path) -> dict[int, str]:
     try:
         synsets: Any = loadmat(meta, squeeze_me=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except Exception as error:  # whatever a reader of MATLAB's files meets in another one
         raise UserError(
-            f"{str(meta)!r} is not the development kit's table of classes ({error})"
+            f"{str(meta)!r} is not the development kit's table of classes ({one_line(error)})"
         ) from error

@@ -126,7 +126,7 @@ def test_corrupt_record_in_a_late_chunk_counts_rows_of_its_file(tmp_path, tiny, 
     ("image", "shape"),
     [
         (np.zeros((33, 32, 3), np.uint8), r"(33, 32, 3)"),
-        (np.zeros((32, 32), np.uint8), r"(32, 32)"),
+        (np.zeros((32, 32), np.uint8), r"(32, 32, 1)"),
         (np.zeros((32, 32, 4), np.uint8), r"(32, 32, 4)"),
     ],
 )

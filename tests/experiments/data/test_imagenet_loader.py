@@ -19,14 +19,19 @@ from torchvision.datasets import ImageFolder
 from experiments.data.augment import Normalise
 from experiments.data.part import Part
 from experiments.errors import UserError
+from experiments.faults.processes import descendants, environment, kill, started, wait_for
+from experiments.runs.directory import RunDirectory, read_status
+from experiments.runs.outcome import freeze
 from tests.experiments.data.image_trees import (
     CLASSES,
     all_batches,
     build,
+    config,
     copy_tree,
     equal,
     raw,
 )
+from tests.experiments.run_configs import run_spec
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -343,3 +348,56 @@ def test_odd_images_are_used_like_any_other(tree, caplog):
         data = build(tree, train_images=33, drop_last=False)
         assert sum(len(batch.labels) for batch in data.train_batches(0)) == 33
     assert data.unreadable == {} and caplog.text == ""
+
+
+def small_shared_memory(kilobytes: int) -> list[str]:
+    """What starts a command with so little shared memory, as a container does."""
+    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs /dev/shm"
+    private = ["unshare", "--mount", "sh", "-c"] if os.getuid() == 0 else [
+        *("unshare", "--map-root-user", "--mount", "sh", "-c"),
+    ]  # fmt: skip
+    if subprocess.run([*private, mount], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no small /dev/shm can be mounted here")
+    return [*private, f'{mount} && exec "$@"', "sh"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kilobytes", "told"),
+    [(64, "no shared memory for a batch of 0.1 MB"), (4, "processes that load images cannot be")],
+)
+def test_little_shared_memory_ends_the_run_with_a_line(kilobytes, told, image_tree, tmp_path):
+    """A batch has 96 kB; what the queue of torch's loader cannot send, it drops in silence."""
+    changes = {"train.batch_size": 32, "train.epochs": 50}
+    spec = run_spec(tmp_path, dataset=config(image_tree, workers=2), **changes)
+    freeze(spec)
+    command = [sys.executable, "-m", "experiments.worker", str(spec.directory)]
+    ended = subprocess.run(
+        [*small_shared_memory(kilobytes), *command],
+        cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert told in line and "; /dev/shm has 0.0" in line and "dataset.workers; 0 needs" in line
+    status = read_status(spec.directory)
+    assert status is not None and status.status == "refused" and told in status.message
+    # as it says, and it is the same run
+    without = run_spec(tmp_path, dataset=config(image_tree, workers=0), **changes)
+    assert without.directory == spec.directory
+    RunDirectory.open(without).close()
+
+
+@pytest.mark.slow
+def test_killed_loader_ends_the_run_with_a_line(image_tree, tmp_path):
+    changes = {"train.batch_size": 2, "train.epochs": 6000, "train.log_interval": 2}
+    spec = run_spec(tmp_path, dataset=config(image_tree, workers=2), **changes)
+    freeze(spec)
+    command = ["-m", "experiments.worker", str(spec.directory)]
+    with started(command, tmp_path / "log") as training:
+        assert wait_for(lambda: spec.directory.joinpath("metrics.jsonl").exists())
+        assert wait_for(lambda: len(descendants(training.pid)) == 2)
+        kill(descendants(training.pid)[:1])
+        training.wait(60)
+    status = read_status(spec.directory)
+    assert status is not None and status.status in ("refused", "crashed")
+    assert "DataLoader worker" in status.message and "\n" not in status.message

@@ -16,6 +16,7 @@ from experiments.training.gradient_record import GradientRecorder
 from experiments.training.task import build_task
 from experiments.training.trainer import Trainer
 from tests.experiments.run_configs import (
+    SGD,
     assert_same_bits,
     newest_state,
     numbers,
@@ -37,9 +38,24 @@ def gradients(spec: RunSpec) -> list[dict[str, Any]]:
     return [record for record in records if record["kind"] == "gradient"]
 
 
-def test_run_has_the_same_bits_with_and_without_the_records(tmp_path: Path) -> None:
-    # BatchNorm and momentum: what a pass in training mode, or p.grad, could disturb.
-    plain, recorded = run_spec(tmp_path, **SMALL), wanted(tmp_path)
+KFAC = {
+    "name": "kfac",
+    "_target_": "experiments.optimizers.kfac.KFAC",
+    "takes_model": True,
+    "lr": 0.01,
+}
+
+
+@pytest.mark.parametrize("optimizer", [SGD, KFAC], ids=lambda config: config["name"])
+def test_run_has_the_same_bits_with_and_without_the_records(
+    tmp_path: Path, optimizer: dict[str, Any]
+) -> None:
+    # BatchNorm and momentum: what a pass in training mode, or p.grad, could disturb; KFAC listens
+    # to the layers of the model.
+    config = {**SMALL, "optimizer": optimizer}
+    plain = run_spec(tmp_path, **config)
+    values = {"interval": 1, "images": 150}
+    recorded = run_spec(tmp_path, **config, **{"train.gradient_record": values})
     assert plain.key != recorded.key
     for spec in (plain, recorded):
         assert Trainer(spec).run() == "done"
