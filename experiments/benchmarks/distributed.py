@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torchvision
 from torch import Tensor, nn
 
 from experiments.benchmarks.distributed_report import markdown
+from experiments.entry import entry
 from experiments.errors import UserError, nearest
 from experiments.given import user_path
 from experiments.runs.atomic import write_atomically
@@ -151,7 +152,7 @@ def formulas(network: str, counts: list[int]) -> dict[str, Any]:
     }
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line.
 
     Raises:
@@ -173,7 +174,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write distributed.json and distributed.md, print the tables."""
     chosen = parse(arguments)
     if chosen.as_rank is not None:
@@ -181,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
             measured = measure_network(chosen.networks[0], ranks)
             if ranks.leads:
                 chosen.as_rank.write_text(json.dumps(measured))
-        return
+        return 0
     result = {
         "origin": describe_origin(torch.device("cpu")),
         "history_size": HISTORY_SIZE,
@@ -199,10 +201,8 @@ def main(arguments: list[str] | None = None) -> None:
     table = markdown(result)
     write_atomically(chosen.out / "distributed.md", table)
     print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    sys.exit(main())

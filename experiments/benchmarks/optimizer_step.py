@@ -14,7 +14,8 @@ import argparse
 import json
 import logging
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from experiments.benchmarks.measure import medians, pairs_like_training, state_bytes, time_of
 from experiments.benchmarks.report import markdown
 from experiments.benchmarks.textbook import TwoLoopStep
+from experiments.entry import entry
 from experiments.given import user_path
 from experiments.runs.atomic import write_atomically
 from experiments.runs.provenance import describe_origin
@@ -245,7 +247,8 @@ def end_to_end(network: str, rounds: int, *, batch: int = 16, pixels: int = 224)
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
+@entry
+def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, write optimizer_step.json and optimizer_step.md, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=9)
@@ -267,7 +270,8 @@ def main(arguments: list[str] | None = None) -> None:
     table = markdown(result)
     write_atomically(chosen.out / "optimizer_step.md", table)
     print(table)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
