@@ -14,7 +14,7 @@ DRY :=
 EXPERIMENTS := $(notdir $(basename $(wildcard configs/experiment/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo fuzz test test-processors test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
+.PHONY: help install demo fuzz test test-processors test-fast lint format theory bench bench-optimizer bench-plan bench-cost bench-step-cost bench-distributed bench-first-contact $(EXPERIMENTS:%=reproduce-%) reproduce-imagenet-r50 reproduce-imagenet-vit reproduce-cifar10-r18 reproduce-cifar100-r18 reproduce-cifar100-deit reproduce-cifar10-vit reproduce-all gpu-check doctor bench-data prepare-imagenet claims summaries predictions judge report report-diff notebooks documents clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-21s %s\n", $$1, $$2}'
@@ -64,7 +64,7 @@ EXAMPLES := 1000
 fuzz: $(STAMP) ## feed EXAMPLES generated inputs to commands and readers (1000: about 5 minutes); counts in results/benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --examples $(EXAMPLES) --out results/benchmarks/fuzzing.json
 
-bench: bench-optimizer bench-cost bench-distributed ## all benchmarks
+bench: bench-optimizer bench-cost bench-distributed bench-first-contact ## all benchmarks
 
 bench-optimizer: $(STAMP) ## time of one optimizer step against its floor in memory traffic (about 8 minutes)
 	$(BIN)/python -m experiments.benchmarks.optimizer_step
@@ -77,6 +77,9 @@ bench-step-cost: $(STAMP) ## one step of each optimizer on ResNet-50 at 224 px, 
 
 bench-distributed: $(STAMP) ## what each rank keeps and what ranks tell each other, at 1, 2 and 4 ranks (about 5 minutes)
 	$(BIN)/python -m experiments.benchmarks.distributed
+
+bench-first-contact: $(STAMP) ## the optimizers at their defaults on five small problems, beside SGD and AdamW (about 12 minutes)
+	$(BIN)/python -m experiments.benchmarks.first_contact
 
 gpu-check: $(STAMP) ## try everything on one GPU for ten minutes (ARGS="--device cpu"); one JSON
 	scripts/gpu_check.sh $(ARGS)

@@ -1,9 +1,9 @@
 """The state of a parameter where ranks share it: what torch.distributed.checkpoint saves and loads.
 
-A rank's shard holds stretches of parameters. A `StateShard` says where in its parameter such a
-stretch lies, as boxes of the parameter's shape, so that a checkpoint knows neither ranks nor
-blocks nor the order of memory. What some ranks saved, other ranks, one process alone or FSDP2 load;
-each reads and writes its own part::
+A rank's shard holds stretches of parameters. A `StateShard` (`mlbfgs.distributed_state`) says
+where in its parameter such a stretch lies, as boxes of the parameter's shape, so that a checkpoint
+knows neither ranks nor blocks nor the order of memory. What some ranks saved, other ranks, one
+process alone or FSDP2 load; each reads and writes its own part::
 
     torch.distributed.checkpoint.save({"optimizer": checkpoint_state(optimizer)}, ...)
 
@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mlbfgs.collectives import Collectives
+from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout, is_dtensor, local
-from mlbfgs.state_view import StateView
+from mlbfgs.state_view import as_state_view
 
 if TYPE_CHECKING:
     from mlbfgs.distributed_state import StateShard
@@ -50,10 +51,10 @@ def checkpoint_state(optimizer: Optimizer) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     rest: dict[str, dict[str, Any]] = {}
     for i, values in packed["state"].items():
-        rest[names[i]] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{names[i]}.{key}"] = value
+        # a number that states from before there was a growth limit lack is no tensor to ask for
+        mine = {k: v for k, v in values.items() if isinstance(v, Tensor) and k != AVERAGE}
+        rest[names[i]] = {k: v for k, v in values.items() if k not in mine}
+        tensors.update({f"{names[i]}.{key}": value for key, value in mine.items()})
     buffer = io.BytesIO()
     torch.save({"state": rest, "param_groups": packed["param_groups"]}, buffer)
     return {"tensors": tensors, "rest": buffer.getvalue()}
@@ -142,8 +143,7 @@ def shown(flat: Tensor, layout: Layout, i: int, collectives: Collectives) -> Ten
     if is_dtensor(param):
         return _dtensor(view, param)
     if not collectives.copies or view.numel() == 0 == math.prod(layout.shapes[i]):
-        # a subclass already, such as the fake tensors of torch's own tracing, stays what it is
-        return view.as_subclass(StateView) if type(view) is Tensor else view
+        return as_state_view(view)
     from mlbfgs.distributed_state import StateShard
 
     stretches = [layout.stretch(i, shard) for shard in layout.ranges]

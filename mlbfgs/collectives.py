@@ -162,7 +162,7 @@ class Collectives:
         """Add up, in place, a number to which each rank has added what its own blocks have to add.
 
         Args:
-            number: float64; where blocks span ranks, every rank has the whole of it already.
+            number: float64 of any shape; where blocks span ranks, every rank has all of it already.
         """
         if self.copies and not self._sums:
             with self._count("all_reduce_step", number.nbytes):

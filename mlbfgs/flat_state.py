@@ -38,6 +38,7 @@ from mlbfgs.curvature import CurvatureHistory
 from mlbfgs.damping import Bounds, usable_elsewhere
 from mlbfgs.growth import AVERAGE
 from mlbfgs.layout import Layout
+from mlbfgs.state_view import as_state_view
 from mlbfgs.variant import PAPER, Variant
 from mlbfgs.warning import Warnings
 
@@ -81,7 +82,8 @@ class FlatState:
         heard: their numbers.
         of_start: (2, B) gᵀg and dᵀd of the first step of the interval.
         warnings: what has been said of pairs.
-        growth: () the running average of the growth limit; None where the variant has none.
+        growth: the running average of the growth limit, once for each parameter; None where the
+            variant has none.
     """
 
     def __init__(
@@ -133,7 +135,9 @@ class FlatState:
             logging.WARNING if collectives.rank == 0 else logging.DEBUG,
             guarded=variant.growth_limit is not None,
         )
-        self.growth = None if variant.growth_limit is None else self.history.gram.new_zeros(())
+        self.growth: Tensor | None = None
+        if variant.growth_limit is not None:  # a place each: entries of a state share no memory
+            self.growth = self.history.gram.new_zeros(max(len(layout.params), 1))
         self.views = {name: layout.views(vector) for name, vector in self._vectors().items()}
         updated = [name for name in names if name != "grad_snapshot"]
         self.pieces = {name: layout.piece_views(self.flat[name]) for name in updated}
@@ -195,8 +199,8 @@ class FlatState:
             for i in range(len(layout.params))
         ]
         if self.growth is not None:
-            for entry in self._shown:
-                entry[AVERAGE] = self.growth
+            for i, entry in enumerate(self._shown):
+                entry[AVERAGE] = as_state_view(self.growth[i])
         self._shown_tensors = [tuple(entry.values()) for entry in self._shown]
         self.write_counters()
         return dict(zip(layout.params, self._shown, strict=True))

@@ -17,11 +17,13 @@ The papers have no such bound. The authors' SLIM-QN code has one with a unit (`V
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-#: β of A: a memory of a hundred steps, so that q = 1.2 lets A grow by 0.2 % a step.
-MEMORY = 0.99
+#: β of A: a memory of fifty steps, so that q = 1.2 lets A grow by 0.4 % a step.
+MEMORY = 0.98
 #: The growth limit of `variant="guarded"`.
 DEFAULT_LIMIT = 1.2
 #: The name of A in a parameter's state.
@@ -32,7 +34,7 @@ def limit_growth_(average: Tensor, promise: Tensor, first: Tensor, limit: float 
     """Bound what a step promises, and enter what remains of it in the running average, in place.
 
     Args:
-        average: A, of shape (); 0 where it has not begun.
+        average: A, any number of times; 0 where it has not begun.
         promise: P, of shape ().
         first: Σ gᵀg, of shape (), with which A begins.
         limit: q; None bounds nothing.
@@ -40,10 +42,11 @@ def limit_growth_(average: Tensor, promise: Tensor, first: Tensor, limit: float 
     Returns:
         What to multiply every direction with, of shape (), at most 1.
     """
-    known = torch.where(average > 0, average, first)
+    before = average[0]
+    known = torch.where(before > 0, before, first)
     kept = promise
     if limit is not None:
-        kept = torch.where(torch.isfinite(promise), promise.minimum(limit * known), promise)
+        kept = torch.where(promise < math.inf, promise.minimum(limit * known), promise)
     fed = known.lerp(kept, 1 - MEMORY)
-    average.copy_(torch.where((kept > 0) & torch.isfinite(fed), fed, average))
+    average.copy_(torch.where((kept > 0) & (fed < math.inf), fed, before))
     return torch.where(kept < promise, kept / promise, 1.0)

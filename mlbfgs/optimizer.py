@@ -63,7 +63,8 @@ class MLBFGS(Optimizer):
         g   = gradient + weight_decay * θ
         M_θ = β1 M_θ + (1 - β1) θ,   M_g = β2 M_g + (1 - β2) g
         d   = g                      in the first 2T steps
-              H g                    afterwards (L-BFGS two-loop product over the last M pairs)
+              H g                    afterwards (L-BFGS two-loop product over the last M pairs),
+                                     shortened where gᵀd grows too fast (variant="guarded")
         v   = momentum * v + d
         θ   = θ - lr v
         every T steps, from the second time on:
@@ -73,9 +74,10 @@ class MLBFGS(Optimizer):
 
     State: 4 + 2M numbers for each parameter (averages, snapshots, history), one more with
     momentum, all allocated at construction. There is no host synchronisation but one every T
-    steps. A pair that is not finite or whose sᵀŷ is rounding error is skipped and counted. A frozen
-    parameter (`requires_grad` is False) has no state and takes no time until it is thawed or given
-    a gradient.
+    steps. A pair that is not finite or whose sᵀŷ is rounding error is skipped and counted; the
+    logger `mlbfgs` warns of that, of curvature at its bound and of a long first direction.
+    A frozen parameter (`requires_grad` is False) has no state and takes no time until it is thawed
+    or given a gradient.
 
     Args:
         params: parameters, named parameters, or groups of either. `lr`, `momentum`,
@@ -91,8 +93,10 @@ class MLBFGS(Optimizer):
         blocks: Hessian blocks, see :mod:`mlbfgs.partition`; None is one block.
         direction: what stands for H g after the warm-up: "hessian" (H g), or one of two controls,
             "gamma_gradient" (γ g) and "norm_matched_gradient" (g scaled to ‖H g‖, in every block).
-        variant: "paper"; "released", what the authors' released code does instead; or a mapping of
-            its switches, see :mod:`mlbfgs.variant`, with an optional `base`, one of these names.
+        variant: "guarded", the algorithm above with a bound on how fast gᵀd may grow
+            (:mod:`mlbfgs.growth`); "paper", without it; "released", what the authors' released
+            code does instead; or a mapping of switches, see :mod:`mlbfgs.variant`, with an optional
+            `base`, one of these names ("paper" where it is left out).
         outside_blocks: regular expressions; parameters whose names match are in no block: their
             direction is their gradient.
         history_dtype: of the pairs, `torch.float32`, `torch.bfloat16` or `torch.float64`; None is

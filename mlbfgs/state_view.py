@@ -47,6 +47,14 @@ class StateView(Tensor):
         return apart(plain(self)).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
+def as_state_view(view: Tensor) -> Tensor:
+    """The same view as a `StateView`.
+
+    What is of a subclass already, such as the fake tensors of torch's own tracing, stays as it is.
+    """
+    return view.as_subclass(StateView) if type(view) is Tensor else view
+
+
 def plain(view: Tensor) -> Tensor:
     """The same view as a plain tensor."""
     return view.as_subclass(Tensor)

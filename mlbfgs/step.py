@@ -228,10 +228,12 @@ class _Step:
         history, variant = self.flat.history, self.shared.variant
         if self.flat.growth is not None:
             promise = products_with(direction, self.sums[0]).abs()
-            totals = torch.stack([promise, self.sums[0, :, -1]]).sum(1)
-            self.flat.collectives.sum_owned(totals)
+            of_blocks = torch.stack([promise, self.sums[0, :, -1]])
+            # block by block, so that ranks add up in the order of one process
+            self.flat.collectives.sum_owned(of_blocks)
             limit = variant.growth_limit if any(self.waits()) else None  # the warm-up is SGD's
-            return limit_growth_(self.flat.growth, *totals, limit)
+            promise, g_dot_g = of_blocks.sum(1)
+            return limit_growth_(self.flat.growth, promise, g_dot_g, limit)
         if variant.kl_clip is None:
             _, squares = products(history, direction, self.sums[0])
             total = squares[: self.flat.inside].sum()
@@ -316,10 +318,10 @@ def _update_pairs(
 
     records, written, shortened = [], [], []
     for block, (ss, sy, yy, *rest) in enumerate(numbers[: flat.inside]):
-        start = math.nan
+        pairs, start = history.pairs[block], math.nan
         if first:
             g_dot_g, d_dot_d, *rest = rest
-            start = length_ratio(d_dot_d, g_dot_g) if history.pairs[block] == 1 else math.nan
+            start = length_ratio(d_dot_d, g_dot_g) if pairs == 1 else math.nan
         pair = damp(
             *(ss, sy, yy),
             tau0=shared.damping,
@@ -338,7 +340,7 @@ def _update_pairs(
         products_of_step = StepProducts(*rest) if rest else None
         record = curvature_record(flat, block, pair, products_of_step)
         ratio = record.direction_over_gradient
-        flat.warnings.of_pair(flat.step, block, pair, ratio, start, shared.curvature_bounds)
+        flat.warnings.of_pair(flat.step, block, pair, pairs, ratio, start, shared.curvature_bounds)
         records.append(record)
     history.enter(written)
     history.rebuild(*shortened)

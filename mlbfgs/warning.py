@@ -41,6 +41,7 @@ class Warnings:
         step: int,
         block: int,
         pair: DampedPair,
+        pairs: int,
         ratio: float,
         first_ratio: float,
         bounds: Bounds | None,
@@ -51,13 +52,15 @@ class Warnings:
             step: steps taken.
             block: number of the block.
             pair: the candidate pair.
+            pairs: pairs accepted before it.
             ratio: ‖d‖ / ‖g‖ of this step, NaN where not known.
             first_ratio: the same of the first step with the block's first pair, NaN where this is
                 not the update that follows it.
             bounds: (σ_L, σ_H) of the damping.
         """
         where = f"step {step}, block {block}"
-        used = self._gamma.get(block, 1.0)
+        # after a load the host does not know it
+        used = self._gamma.get(block, math.nan) if pairs else 1.0
         if first_ratio > LONG_DIRECTION:
             self._once(
                 "long",

@@ -75,7 +75,7 @@ curves.legend(fontsize=8);
 torch.manual_seed(0)
 theta = torch.nn.Parameter(torch.tensor([-4.0, 3.0], dtype=torch.float64))
 curvature = torch.tensor([1.0, 0.1], dtype=torch.float64)
-optimizer = MLBFGS([theta], lr=0.1, momentum=0.0, betas=0.9, update_interval=5, history_size=10)
+optimizer = MLBFGS([theta], lr=0.1, momentum=0.0, betas=0.9, update_interval=5, history_size=10, variant="paper")
 for step in range(1, 121):
     theta.grad = curvature * theta.detach() + 0.2 * torch.randn(2, dtype=torch.float64)
     optimizer.step()

@@ -19,6 +19,12 @@ def test_the_example_runs_as_printed(tmp_path, monkeypatch, capsys):
     optimizer = names["optimizer"]
     assert optimizer.state[optimizer.param_groups[0]["params"][0]]["pairs"] == 5
     assert float(names["loss"].detach()) < 0.1  # it has learned the labels
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("loss")]
+    assert [re.findall(r"'step': (\d+), 'mu': -?\d", line) for line in shown] == [
+        ["100"],
+        ["200"],
+        ["300"],
+    ]
 
 
 def test_the_tables_are_those_of_the_committed_results():

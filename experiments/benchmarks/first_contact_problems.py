@@ -146,7 +146,8 @@ class _Transformer(nn.Module):
         """(b, L) characters -> (b, L, kinds) logits of the next one."""
         h = self.characters(x) + self.places.weight
         q, k, v = self.attention(self.norms[0](h)).view(*x.shape, 3, 2, WIDTH // 2).unbind(2)
-        heads = [t.transpose(1, 2) for t in (q, k, v)]
-        seen = scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (b, heads, L, width)
+        seen = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         h = h + self.mixed(seen)
-        return self.head(self.norms[2](h + self.mlp(self.norms[1](h))))
+        logits: Tensor = self.head(self.norms[2](h + self.mlp(self.norms[1](h))))
+        return logits

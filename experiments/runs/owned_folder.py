@@ -92,7 +92,7 @@ class OwnedFolder:
         with self._locked():
             listed = self._listed()
             for name in sorted(wanted - listed):
-                if not self._inside(name) or "\n" in name:
+                if not self._inside(name):
                     raise UserError(f"{name!r} cannot be the name of a file in {self.path}")
                 if os.path.lexists(self.path / name):
                     raise UserError(
@@ -113,7 +113,9 @@ class OwnedFolder:
 
     def _inside(self, name: str) -> bool:
         path = PurePosixPath(name)
-        if not name or path.is_absolute() or {"..", LIST_FILE} & set(path.parts):
+        if not name or not name.isprintable() or path.is_absolute():
+            return False
+        if {"..", LIST_FILE} & set(path.parts):
             return False
         folders = [self.path / folder for folder in path.parents if folder.name]
         return not any(folder.is_symlink() for folder in folders)

@@ -302,6 +302,63 @@ class LosesStateOnFailedLoad(HeavyBall):
         super().load_state_dict(state_dict)
 
 
+class OneStorage(HeavyBall):
+    """Its state are views into one tensor."""
+
+    def add_param_group(self, param_group):
+        super().add_param_group(param_group)
+        params = self.param_groups[-1]["params"]
+        flat = torch.zeros(sum(p.numel() for p in params))
+        for p, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+            self.state[p]["buffer"] = part.view(p.shape)
+
+
+class KeepsParameters(HeavyBall):
+    def add_param_group(self, param_group):
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            self.state[p]["buffer"] = Parameter(self.state[p]["buffer"], requires_grad=False)
+
+
+class LoadsIntoItsOwn(HeavyBall):
+    """A state handed out before changes with every load."""
+
+    def load_state_dict(self, state_dict):
+        own = {p: values["buffer"] for p, values in self.state.items()}
+        super().load_state_dict(state_dict)
+        for p, buffer in own.items():
+            self.state[p]["buffer"] = buffer.copy_(self.state[p]["buffer"])
+
+
+class WorksOnACopy(HeavyBall):
+    """Its state is a copy of what it works with, and a load of its own tensors is none."""
+
+    def buffer(self, p):
+        kept = self.__dict__.setdefault("kept", {})
+        if p not in kept:
+            kept[p] = self.state[p]["buffer"].clone()
+        return kept[p]
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for p, kept in self.kept.items():
+            self.state[p]["buffer"].copy_(kept)
+        return loss
+
+    def load_state_dict(self, state_dict):
+        own = [values["buffer"] for values in self.state.values()]
+        given = [values["buffer"] for values in state_dict["state"].values()]
+        super().load_state_dict(state_dict)
+        if not all(a is b for a, b in zip(own, given, strict=True)):
+            self.kept = {}
+
+
+class ReplacesState(HeavyBall):
+    def update(self, p, g, group):
+        self.state[p]["buffer"] = self.state[p]["buffer"].clone()
+        super().update(p, g, group)
+
+
 class ReadsNorm(HeavyBall):
     def update(self, p, g, group):
         if g.norm() > 1e6:
@@ -404,6 +461,13 @@ FAULTS: list[tuple[type, type, str]] = [
     (LosesStateOnFailedLoad, HeavyBall, "failed_load_leaves_no_trace"),
     (KeyInStep, MLBFGS, "load_from_older_state"),
     (ForgetsUnderBlocks, MLBFGS, "load_into_another_block_plan"),
+    (OneStorage, HeavyBall, "part[saved]"),
+    (OneStorage, HeavyBall, "part[pickled]"),
+    (OneStorage, HeavyBall, "part[copied]"),
+    (KeepsParameters, HeavyBall, "parts_are_plain_tensors"),
+    (LoadsIntoItsOwn, HeavyBall, "swapped_states"),
+    (WorksOnACopy, HeavyBall, "filled_in_place"),
+    (ReplacesState, HeavyBall, "shared_memory"),
     (ExtraVector, MLBFGS, "memory_is_as_documented"),
     (Leaks, HeavyBall, "memory_does_not_grow"),
     (Asleep, HeavyBall, "ill_conditioned_quadratic"),

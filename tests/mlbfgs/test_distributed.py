@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mlbfgs import MLBFGS, SLIMQN, collectives
 from mlbfgs.checkpoint import checkpoint_state, load_checkpoint_state, own_part
 from mlbfgs.distributed_state import StateShard
+from mlbfgs.growth import AVERAGE
 from tests.gloo import run_ranks
 from tests.mlbfgs.problems import LOADED, state_of_one_block
 
@@ -106,6 +107,8 @@ CASES = (  # ranks, distribution, class, dtype, settings
     (2, "blocks", MLBFGS, torch.float64, {**RELEASED, "outside_blocks": ["bias"]}),
     (2, "sharded", SLIMQN, torch.float64, RELEASED),
     (2, "sharded", MLBFGS, torch.float64, {"direction": "norm_matched_gradient"}),
+    (2, "blocks", MLBFGS, torch.float64, {"variant": "paper"}),
+    (2, "sharded", MLBFGS, torch.float64, {"variant": "paper"}),
     (1, "blocks", MLBFGS, torch.float32, {}),
     (1, "sharded", SLIMQN, torch.float64, {}),
 )
@@ -137,7 +140,7 @@ def test_every_mode_and_world_size_follows_one_process_bit_equal_on_all_ranks():
         optimizer = make_optimizer(named, cls, **settings)
         expected = walk(named, optimizer)
         # the sums are the same sums, unless the release's clip adds up over blocks
-        if size == 1 or (mode == "blocks" and "variant" not in settings):
+        if size == 1 or (mode == "blocks" and settings.get("variant") != "released"):
             assert torch.equal(path, expected)
             tolerance = 0.0
         else:  # their order differs
@@ -181,7 +184,8 @@ def load(folder, named, optimizer, group=None):
 
 def kept_bytes(optimizer):
     """Bytes of the state's tensors on this rank; of views, what they show."""
-    tensors = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    entries = [entry.items() for entry in optimizer.state.values()]
+    tensors = [v for s in entries for k, v in s if torch.is_tensor(v) and k != AVERAGE]
     return sum((t.local if isinstance(t, StateShard) else t).nbytes for t in tensors)
 
 
@@ -325,7 +329,7 @@ def test_another_ranks_part_is_refused_on_all_ranks():
 # --- what ranks tell each other -------------------------------------------------------------------
 
 
-def counted_bytes(rank, mode, dtype):
+def counted_bytes(rank, mode, dtype, variant):
     """Bytes of every tensor that a collective was called with, beside what the optimizer counts."""
     sent = Counter()
 
@@ -343,7 +347,7 @@ def counted_bytes(rank, mode, dtype):
     for name in ("all_reduce", "broadcast", "all_gather"):
         setattr(dist, name, counting(name))
     named = make_parameters(dtype)
-    optimizer = make_optimizer(named, distribution=mode)
+    optimizer = make_optimizer(named, distribution=mode, variant=variant)
     walk(named, optimizer, 1, 2)
     before_pairs = optimizer.communication()
     walk(named, optimizer, 3, STEPS - 1)
@@ -354,11 +358,12 @@ def counted_bytes(rank, mode, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["blocks", "sharded"])
-def test_bytes_are_counted_as_sent_and_follow_the_formula(mode, dtype):
+@pytest.mark.parametrize("variant", ["guarded", "paper"])
+def test_bytes_are_counted_as_sent_and_follow_the_formula(variant, mode, dtype):
     ranks, blocks, m = 2, 4, SETTINGS["history_size"]
     n = sum(p.numel() for p in make_parameters().values())
     sharded = mode == "sharded"
-    for sent, warm, ordinary, end in run_ranks(counted_bytes, ranks, mode, dtype):
+    for sent, warm, ordinary, end in run_ranks(counted_bytes, ranks, mode, dtype, variant):
         total = end["total"]
         assert end["steps"] == STEPS
         assert sent["broadcast"] == total["all_gather_parameters"]
@@ -367,13 +372,15 @@ def test_bytes_are_counted_as_sent_and_follow_the_formula(mode, dtype):
         assert sent["all_reduce"] == sum(reduced.values())
         # docs/distributed.md
         step = {"all_gather_parameters": n * dtype.itemsize + 8 * ranks}
-        sums = {"all_reduce_step": blocks * (2 * m + 1) * 8}
+        sums = {"all_reduce_step": blocks * (2 * m + 1) * 8} if sharded else {}
+        if variant == "guarded" and not sharded:
+            sums = {"all_reduce_step": blocks * 16}
         pairs = {"all_reduce_products": blocks * 8 * 8}
         if sharded:  # the empty block has no pairs
             pairs["all_reduce_gram"] = (blocks - 1) * 2 * 2 * m * 8
-        assert warm == step
-        assert ordinary == ({**step, **sums} if sharded else step)
-        assert end["last_step"] == ({**step, **sums, **pairs} if sharded else {**step, **pairs})
+        assert warm == ({**step, **sums} if variant == "guarded" else step)
+        assert ordinary == {**step, **sums}
+        assert end["last_step"] == {**step, **sums, **pairs}
 
 
 def refusals(rank, variant):

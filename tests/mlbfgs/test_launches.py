@@ -19,7 +19,7 @@ def launches(make_params, monkeypatch, *, step=1003, **settings):
     monkeypatch.setattr(FlatState, "read", numbers)
     with FakeTensorMode(allow_non_fake_inputs=True):
         params = make_params()
-        optimizer = MLBFGS(params, lr=0.1, weight_decay=1e-4, variant="paper", **settings)
+        optimizer = MLBFGS(params, lr=0.1, weight_decay=1e-4, **{"variant": "paper", **settings})
         for p in params:
             p.grad = torch.empty_like(p)
         flat = optimizer._built
@@ -40,9 +40,10 @@ def of_a_million_numbers(count):
     return lambda: [torch.nn.Parameter(torch.empty(size, device="cuda")) for _ in range(count)]
 
 
-def test_an_ordinary_step_of_resnet50_is_at_most_forty_launches(monkeypatch):
-    counted = launches(resnet50, monkeypatch)
-    assert 10 < counted.total <= 40, counted.counts
+@pytest.mark.parametrize(("variant", "most"), [("paper", 40), ("guarded", 50)])
+def test_an_ordinary_step_of_resnet50_is_some_dozens_of_launches(variant, most, monkeypatch):
+    counted = launches(resnet50, monkeypatch, variant=variant)
+    assert 10 < counted.total <= most, counted.counts
 
 
 def test_a_step_with_a_pair_of_resnet50_is_at_most_a_hundred_and_twenty_launches(monkeypatch):

@@ -46,8 +46,9 @@ def rows_and_steps(sizes, chosen):
     noise = [[torch.randn(n, generator=generator) for n in sizes] for _ in range(8)]
     params = [torch.nn.Parameter(starts[i].clone()) for i in chosen]
     optimizer = MLBFGS(
-        params, lr=0.05, betas=0.5, update_interval=1, history_size=3, blocks=len(params)
-    )
+        params, lr=0.05, betas=0.5, update_interval=1, history_size=3, blocks=len(params),
+        variant="paper",  # the growth limit is one of all blocks
+    )  # fmt: skip
     for step in noise:
         for p, i in zip(params, chosen, strict=True):
             p.grad = p.detach() * (1 + i) + 0.1 * step[i]

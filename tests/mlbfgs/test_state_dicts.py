@@ -160,7 +160,7 @@ def test_a_state_sent_to_another_process_is_shared_with_it(kind):
     params, optimizer = make(kind)
     state = optimizer.state_dict()["state"]
     expected = sum(float(v.double().sum()) for e in state.values() for v in tensors(e).values())
-    context = torch.multiprocessing.get_context("spawn")
+    context = torch.multiprocessing.get_context("fork")
     inbox, outbox = context.Queue(), context.Queue()
     process = context.Process(target=_mark, args=(inbox, outbox), daemon=True)
     process.start()

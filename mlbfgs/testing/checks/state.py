@@ -220,8 +220,9 @@ def _live_bytes() -> tuple[int, int]:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        # exact types: what torch.compile has left behind are subclasses without storage
-        if type(item) in (Tensor, Parameter) and item.device.type == "cpu":
+        # exact types, with storage: torch.compile and fake tensors leave others behind
+        plain = type(item) in (Tensor, Parameter) and item.device.type == "cpu"
+        if plain and torch._C._has_storage(item):
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return len(storages), sum(storages.values())

@@ -32,6 +32,7 @@ def not_an_optimizer(params: Iterator[Any]) -> str:
 
 
 VARIANTS = {
+    "lbfgs": variant.PAPER,
     "mlbfgs": variant.PAPER,
     "mlbfgs_released": variant.RELEASED_BLOCKWISE,
     "slimqn": variant.PAPER,
@@ -90,6 +91,13 @@ def test_plain_mapping_will_do() -> None:
         {"name": "sgd", "_target_": "torch.optim.SGD", "lr": 0.5}, nn.Linear(3, 2)
     )
     assert optimizer.defaults["lr"] == 0.5
+
+
+def test_a_frozen_config_from_before_there_were_variants_means_the_papers_algorithm() -> None:
+    """Not the default of the class: a run that is resumed goes on as it began."""
+    for target in ("mlbfgs.MLBFGS", "mlbfgs.SLIMQN"):
+        optimizer = build_optimizer({"name": "old", "_target_": target, "lr": 0.5}, nn.Linear(3, 2))
+        assert variant.Variant(**optimizer.param_groups[0]["variant"]) == variant.PAPER
 
 
 @pytest.mark.parametrize(

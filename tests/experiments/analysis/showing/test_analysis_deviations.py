@@ -101,7 +101,9 @@ def test_every_switch_of_the_variant_has_a_row_and_an_arm() -> None:
     named = {s.removeprefix(prefix) for row in ROWS for s in row.switch if s.startswith(prefix)}
     assert named == switches
     names = {arm.removeprefix("slimqn_") for arm in arms("released")}
+    switches -= {"growth_limit"}  # ours, not the release's: an arm of `controls`
     assert names >= {f"{way}_{switch}" for way in ("on", "off") for switch in switches}
+    assert "mlbfgs_guarded" in arms("controls")
 
 
 def test_every_effect_has_a_command_whose_runs_compose(
