@@ -16,6 +16,7 @@ import yaml
 from experiments.errors import UserError
 from experiments.runs.directory import RunDirectory, RunStatus, read_status
 from experiments.runs.provenance import describe_git, describe_origin
+from experiments.runs.spec import NUMERICS_ROUNDING
 from tests.experiments.run_configs import ROOT, run_spec
 
 HOLD = """
@@ -194,7 +195,9 @@ def test_meta_says_what_the_run_was_made_with_and_keeps_it_on_resume(spec):
     assert meta["versions"]["python"] == sys.version.split()[0]
     assert meta["hardware"]["memory_bytes"] > 2**28
     assert meta["hardware"]["threads"] == torch.get_num_threads()
-    assert meta["resumes"] == [{"step": 7, "versions": {"torch": "later"}}]
+    assert meta["resumes"] == [
+        {"step": 7, "numerics_rounding": NUMERICS_ROUNDING, "versions": {"torch": "later"}}
+    ]
 
 
 def test_git_state_is_commit_and_whether_code_differs(tmp_path):
