@@ -182,7 +182,9 @@ def load(folder, named, optimizer, group=None):
 
 def kept_bytes(optimizer):
     """Bytes of the state's tensors on this rank; of views, what they show."""
-    tensors = [v for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
+    entries = [item for s in optimizer.state.values() for item in s.items()]
+    # one number for all parameters, which every rank knows
+    tensors = [v for k, v in entries if torch.is_tensor(v) and k != "growth_average"]
     return sum((t.local if isinstance(t, StateShard) else t).nbytes for t in tensors)
 
 
