@@ -34,6 +34,7 @@ class Warnings:
         self.guarded = guarded
         self._said: set[str] = set()
         self._skipping: set[int] = set()
+        self._spoke_at = -1
         self._gamma: dict[int, float] = {}
 
     def of_pair(
@@ -69,7 +70,7 @@ class Warnings:
                 f"{self._remedy()}",
             )
         if not pair.accepted:
-            self._skipped(where, block, pair, used, ratio)
+            self._skipped(step, block, pair, used, ratio)
             return
         self._gamma[block] = pair.gamma
         self._skipping.discard(block)
@@ -81,14 +82,13 @@ class Warnings:
                 f"γ = {pair.gamma:.3g} (‖d‖/‖g‖ = {ratio:.3g} before it); {self._remedy()}",
             )
 
-    def _skipped(
-        self, where: str, block: int, pair: DampedPair, gamma: float, ratio: float
-    ) -> None:
-        """Speak of the first pair of a run of refused ones, in whatever block it begins."""
-        goes_on = bool(self._skipping)
+    def _skipped(self, step: int, block: int, pair: DampedPair, gamma: float, ratio: float) -> None:
+        """Speak of the first of a run of refused pairs, and of one block at an update."""
+        silent = block in self._skipping or self._spoke_at == step
         self._skipping.add(block)
-        if goes_on:
+        if silent:
             return
+        self._spoke_at = step
         if math.isnan(pair.mu):
             reason = (
                 "it is zero or not finite: look for NaN in loss, gradients and parameters, and "
@@ -101,8 +101,8 @@ class Warnings:
             )
         logger.log(
             self.level,
-            "%s: pair skipped (γ = %.3g, ‖d‖/‖g‖ = %.3g); no word of others until it is over: %s",
-            *(where, gamma, ratio, reason),
+            "%s: pair skipped (γ = %.3g, ‖d‖/‖g‖ = %.3g; said once of a run of them): %s",
+            *(f"step {step}, block {block}", gamma, ratio, reason),
         )
 
     def _remedy(self) -> str:

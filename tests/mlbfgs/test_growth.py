@@ -278,3 +278,15 @@ def test_a_run_of_refused_pairs_is_said_once(caplog):
     caplog.clear()
     messages = quadratic(0.5, "guarded", 15, caplog, lr=0.0)  # never moves: s = 0
     assert len(messages) == 1 and "pair skipped" in messages[0]
+
+
+def test_a_block_that_never_has_a_pair_silences_no_other(caplog):
+    params = {name: torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for name in "ab"}
+    optimizer = MLBFGS(params.items(), blocks=["a", "b"], **SETTINGS)
+    with caplog.at_level(logging.WARNING, logger="mlbfgs"):
+        for t in range(1, 19):
+            params["a"].grad = None  # never moves
+            params["b"].grad = 0.5 * params["b"].detach() + (math.nan if t > 12 else 0)
+            optimizer.step()
+    skipped = [m.split(":")[0] for m in caplog.messages if "pair skipped" in m]
+    assert skipped == ["step 6, block 0", "step 15, block 1"]
