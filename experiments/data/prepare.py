@@ -317,12 +317,12 @@ def _run(
                 done += len(job.images)
                 unreadable += len(shard.unreadable)
                 for error in shard.unreadable:
-                    logger.warning("unreadable: %s", error)
+                    logger.warning("unreadable: %s", one_line(error))
                 yield job, shard
                 if unreadable > settings.max_unreadable:
                     raise UserError(
                         f"{unreadable} images cannot be read, more than dataset.max_unreadable = "
-                        f"{settings.max_unreadable}; the last is {shard.unreadable[-1]}; repair "
+                        f"{settings.max_unreadable}; the last is {one_line(shard.unreadable[-1])}; repair "
                         "the copy, or raise the limit"
                     )
                 now = time.monotonic()

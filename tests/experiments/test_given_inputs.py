@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -323,7 +324,8 @@ SWEEP = "python -m experiments.train -m scale=smoke seed=0,1,2 results_dir={}"
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` is this one
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path, **environment}
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], env=variables, capture_output=True, text=True
     )

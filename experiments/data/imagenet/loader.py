@@ -39,7 +39,7 @@ from experiments.data.imagenet.settings import ImageNetSettings
 from experiments.data.imagenet.source import Labels, Split, UnreadableError, canonical_order
 from experiments.data.part import WHOLE, Part
 from experiments.data.randomness import stream
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.supervision import end_with_parent
 
 logger = logging.getLogger(__name__)
@@ -419,7 +419,7 @@ class StreamedData:
                     "unreadable image %d of at most %d: %s: %s",
                     len(self.unreadable),
                     self._settings.max_unreadable,
-                    name,
+                    one_line(name),
                     reason,
                 )
         if len(self.unreadable) > self._settings.max_unreadable or not len(loaded.labels):
