@@ -320,10 +320,11 @@ def _run(
                     logger.warning("unreadable: %s", one_line(error))
                 yield job, shard
                 if unreadable > settings.max_unreadable:
+                    last = one_line(shard.unreadable[-1])
                     raise UserError(
                         f"{unreadable} images cannot be read, more than dataset.max_unreadable = "
-                        f"{settings.max_unreadable}; the last is {one_line(shard.unreadable[-1])}; repair "
-                        "the copy, or raise the limit"
+                        f"{settings.max_unreadable}; the last is {last}; repair the copy, or raise "
+                        "the limit"
                     )
                 now = time.monotonic()
                 if now - reported >= REPORT_EVERY_S or done == total:
