@@ -57,7 +57,7 @@ def exit_status(command: Callable[[], object]) -> int:
 
 
 _SCRIPT = """
-import os, sys
+import encodings.ascii, encodings.cp437, os, sys  # asked for later
 {code}
 if __name__ == "__main__":
     main({before!r})

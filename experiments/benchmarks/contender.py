@@ -277,7 +277,7 @@ def fill_history(optimizer: torch.optim.Optimizer) -> None:
         for i, values in state["state"].items():
             values["s_history"][slot], values["y_history"][slot] = s[i], y[i]
     for i, values in state["state"].items():
-        if "param_snapshot" in values:
-            values["param_snapshot"].copy_(params[i].detach())
+        if "param_progress" in values:
+            values["param_progress"].copy_(params[i].detach())
         values.update({key: number for key, number in counters.items() if key in values})
     optimizer.load_state_dict(state)

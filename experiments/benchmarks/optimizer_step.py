@@ -80,7 +80,7 @@ def with_history(
     for i, values in state["state"].items():
         for slot, (s, y) in enumerate(pairs):
             values["s_history"][slot], values["y_history"][slot] = s[i], y[i]
-        values["param_snapshot"].copy_(params[i].detach())
+        values["param_progress"].copy_(params[i].detach())
         values.update(step=step, seeded=1, pairs=HISTORY_SIZE)
     optimizer.load_state_dict(state)
     return optimizer

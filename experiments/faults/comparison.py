@@ -71,11 +71,11 @@ def differing(left: Any, right: Any, path: str) -> str | None:
         right: the same.
         path: what they are called.
     """
-    if type(left) is not type(right):
-        return f"{path}: {type(left).__name__} and {type(right).__name__}"
-    if isinstance(left, torch.Tensor):
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         same = left.dtype == right.dtype and left.shape == right.shape and torch.equal(left, right)
         return None if same else path
+    if type(left) is not type(right):
+        return f"{path}: {type(left).__name__} and {type(right).__name__}"
     if isinstance(left, dict):
         if left.keys() != right.keys():
             return f"{path}: keys {sorted(map(str, left.keys() ^ right.keys()))}"

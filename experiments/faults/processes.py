@@ -53,12 +53,19 @@ def started(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            preexec_fn=_hear_signals,
         )
     try:
         yield process
     finally:
         kill([*descendants(process.pid), process.pid])
         process.wait()
+
+
+def _hear_signals() -> None:
+    """Undo what nohup and a shell's background do to whatever they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def kill(pids: Iterable[int], number: int = signal.SIGKILL) -> None:

@@ -69,13 +69,13 @@ def planned(spec: RunSpec, world_size: int) -> CostPlan:
 
 
 def measured(rank: int, specs: list[RunSpec]) -> list[dict[str, Any]]:
-    """Seven real steps: bytes of what lies there afterwards, and of what was sent in the last."""
+    """Nine real steps: bytes of what lies there afterwards, and of what was sent in the last."""
     results = []
     for spec in specs:
         ranks = JoinedRanks(dist.HashStore(), timeout_s=30.0, local_rank=rank)
         task = build_task(spec, torch.device("cpu"), ranks)
         sent = []
-        for batch in list(task.data.train_batches(0))[:7]:
+        for batch in list(task.data.train_batches(0))[:9]:
             task.optimizer.zero_grad()
             torch.autograd.backward(cross_entropy(task.parallel(batch.images), batch.labels))
             task.optimizer.step()
@@ -124,7 +124,9 @@ def test_memory_and_messages_are_those_of_real_ranks(tmp_path: Path) -> None:
                 ("momentum_buffer", ("momentum_buffer",)),
             ):
                 most = max(sum(r["state"][name] for name in names) for r in of_ranks)
-                assert plan.memory[f"optimizer: {kind}"] == most, (kind, world_size, i)
+                told = plan.memory[f"optimizer: {kind}"]  # with less than 64 bytes a block and row
+                rows = 2 * 3 if kind == "history" else len(names)
+                assert most <= told < most + 64 * 3 * rows, (kind, world_size, i)
             check_messages(plan, first, world_size)
 
 
@@ -134,7 +136,7 @@ def check_messages(plan: CostPlan, first: dict[str, Any], world_size: int) -> No
         assert not every_step and not any(sum(step.values()) for step in first["sent"])
         return
     assert every_step.pop("all-reduce of gradients") == first["buckets"]
-    # the seventh step is an ordinary one, the sixth made a pair (T = 2)
+    # the ninth step is an ordinary one, the eighth made a pair (T = 2), and not the second
     pair_step, ordinary = first["sent"]
     assert sorted(every_step.values()) == sorted(ordinary.values())
     assert sorted([*every_step.values(), *pairs.values()]) == sorted(pair_step.values())
@@ -187,7 +189,9 @@ def test_prediction_follows_its_formula_and_its_machine() -> None:
     p = predict(plan, rtx, assumed)
     assert p.compute_s == pytest.approx(plan.flops / (11.2e12 * 0.5))
     n = plan.parameters
-    assert p.optimizer_s == pytest.approx((4 * 3 + 11) * math.ceil(n / 16) * 4 / (448e9 * 0.8))
+    assert p.optimizer_s == pytest.approx(
+        (4 * 3 + 11) * math.ceil(n / 16 / 16) * 16 * 4 / (448e9 * 0.8)
+    )
     rate = 1.5625e9 * 0.7  # 16 ranks are two machines of 8
     seconds = {
         "gradients": 2 * 15 / 16 * 4 * n / rate + 4 * 20e-6,
@@ -217,7 +221,7 @@ def test_billions_of_parameters_on_1024_ranks_are_planned_without_memory(
     assert found["parameters"] > 1.8e9 and found["world_size"] == 1024
     # the fullest rank keeps its even share of 2 M n numbers (rounded up)
     numbers = found["memory_bytes"]["optimizer: history"] / 4
-    assert numbers == pytest.approx(2 * 10 * found["parameters"] / 1024, rel=1e-6)
+    assert numbers == pytest.approx(2 * 10 * found["parameters"] / 1024, rel=1e-5)
     assert found["images"] == 4
 
 

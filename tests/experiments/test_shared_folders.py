@@ -22,6 +22,7 @@ from tests.experiments.run_configs import ROOT, assert_same_run, run_spec
 from tests.file_systems import ALICE, BOB, GROUP, run_as
 
 TRAIN = """
+import torch._dynamo
 from experiments import worker
 from experiments.errors import UserError
 from experiments.runs.outcome import freeze
@@ -84,7 +85,8 @@ def test_under_a_strict_umask_the_other_user_gets_one_line(shared, tmp_path):
         if path.is_dir():
             path.chmod(0o2775)
     (spec.directory / "metrics.jsonl").chmod(0o664)
-    assert run_as(BOB, TRAIN, [str(shared), None], [str(tmp_path / "b"), None]).returncode == 0
+    resumed = run_as(BOB, TRAIN, [str(shared), None], [str(tmp_path / "b"), None])
+    assert resumed.returncode == 0, resumed.stderr
 
 
 READ = """

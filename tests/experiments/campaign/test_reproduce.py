@@ -42,7 +42,7 @@ def test_default_optimizers_are_those_with_a_recipe_in_the_papers_order() -> Non
         ("digits_mlp --jobs 0", "--jobs 0"),
         ("M-T3 --optimizers sgd", "--optimizers belongs to one experiment"),
         ("digits_mlp controls --arms mlbfgs", "--arms belongs to one experiment"),
-        ("digits_mlp --ranks two", "--ranks 'two' must be auto or a number of at least 1"),
+        ("digits_mlp --ranks two", "--ranks 'two' must be auto or a number from 1 to 999999"),
         ("digits_mlp --ranks 0", "--ranks '0'"),
         ("digits_mlp --ranks 2 --jobs 2", "--jobs 2 with --ranks 2: use --jobs 1 or --ranks 1"),
         ("digits_mlp seed=3", "write --seeds"),

@@ -41,19 +41,22 @@ MARKDOWN = f"""# {TEXT}
 {TEXT}
 </details>
 """
-EXPERIMENTS = ("javascript:alert(1)", NAME, "a#b?c%20d&e", "data:text,x")
+#: What may be no name of an experiment or a contestant, and what may.
+NO_NAMES = ("javascript:alert(1)", NAME, "a#b?c%20d&e", "data:text,x")
+EXPERIMENTS = ("on.error-1", "javascript", "a+b", "data_text.x")
+ARM = "not-sgd"
 OURS = {"report.css", "report.js"}
 
 
 def hostile_results(folder: Path) -> Path:
     for experiment in EXPERIMENTS:
-        roles = {"baseline": NAME, "figures": {TEXT: [NAME], "other": ["sgd"]}}
+        roles = {"baseline": ARM, "figures": {TEXT: [ARM], "other": ["sgd"]}}
         extra = {
             "dataset": {"name": TEXT},
             "model": {"name": TEXT, "depth": TEXT},
             "train": {"batch_size": TEXT, "epochs": TEXT},
         }
-        for arm in (NAME, "sgd", "javascript:x"):
+        for arm in (ARM, "sgd", "javascript.x"):
             for seed in range(2):
                 run = FakeRun(
                     arm=arm,
@@ -74,7 +77,7 @@ def hostile_results(folder: Path) -> Path:
     claim = {
         **{"row": TEXT, "paper": "mL-BFGS", "place": TEXT, "statement": TEXT, "note": TEXT},
         **{"experiment": EXPERIMENTS[0], "metric": "final_top1", "kind": "ordering"},
-        **{"optimizer": NAME, "reference": "sgd", "rule": "above"},
+        **{"optimizer": ARM, "reference": "sgd", "rule": "above"},
     }
     (folder / "claims.yaml").write_text(yaml.safe_dump({"hostile": claim}))
     (folder / "predictions.json").write_text(json.dumps({"machine": TEXT, "runs": {}}))
@@ -98,6 +101,15 @@ def report(tmp_path_factory):
     folder = hostile_results(tmp_path_factory.mktemp("hostile"))
     build(folder, folder / "report")
     return folder / "report"
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize("role", ["experiment", "arm"])
+def test_a_name_that_is_no_name_ends_the_report_in_one_line(name, role, tmp_path):
+    write_runs(tmp_path / "results", FakeRun(**{"optimizer": "sgd", role: name}))
+    with pytest.raises(UserError, match="letters, digits and") as told:
+        build(tmp_path / "results", tmp_path / "report")
+    assert "\n" not in str(told.value)
 
 
 class Tags(html.parser.HTMLParser):
