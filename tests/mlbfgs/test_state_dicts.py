@@ -180,7 +180,8 @@ def _forked(params, optimizer):
 
 
 @pytest.mark.skipif(
-    torch.get_num_threads() > 1, reason="a fork has none of OpenMP's threads and would wait for them"
+    torch.get_num_threads() > 1,
+    reason="a fork has none of OpenMP's threads and would wait for them",
 )
 def test_a_shared_state_is_moved_on_by_a_forked_process():
     params, optimizer = make()
