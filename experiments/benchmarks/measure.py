@@ -83,7 +83,7 @@ def folder_for(out: Path, name: str) -> OwnedFolder:
         UserError: it cannot be written, or holds files of these names from elsewhere.
     """
     folder = OwnedFolder(out)
-    folder.claim([f"{name}.json", f"{name}.md"])
+    folder.refuse_foreign([f"{name}.json", f"{name}.md"])
     return folder
 
 

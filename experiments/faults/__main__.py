@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _trials(options: argparse.Namespace, kinds: tuple[str, ...]) -> list[Account]:
     """Make the trials that are not on file, each noted when it is over."""
     folder = OwnedFolder(options.out)
-    folder.claim(["faults.json", "faults.md"])
+    folder.refuse_foreign(["faults.json", "faults.md"])
     work = make_folder(options.work.resolve())
     found, commits = _on_file(work / TRIALS_FILE, options.seed, kinds)
     accounts = {account.trial: account for account in found}

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=user_path, default=Path("results/benchmarks/gpu_check.json"))
     chosen = parser.parse_args(arguments)
     folder_of_report = OwnedFolder(chosen.out.parent)
-    folder_of_report.claim([chosen.out.name])
+    folder_of_report.refuse_foreign([chosen.out.name])
     parts = _chosen("--parts", chosen.parts, PARTS)
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but torch sees no GPU; --device cpu tries the rest")

@@ -79,8 +79,10 @@ class OwnedFolder:
                 self._list(listed - gone)
         return tuple(self.path / name for name in files)
 
-    def claim(self, names: Iterable[str]) -> None:
-        """Put files into the list, before they are written.
+    def refuse_foreign(self, names: Iterable[str]) -> None:
+        """Refuse what `replace` would refuse, long before there is something to write.
+
+        Nothing enters the list: a command that ends without writing has no right to the names.
 
         Args:
             names: of the files; some of them may be there, if the list has them.
@@ -88,20 +90,35 @@ class OwnedFolder:
         Raises:
             UserError: one of them is there, and not in the list.
         """
+        with self._locked():
+            self._refuse_unlisted(set(names) - self._listed())
+
+    def claim(self, names: Iterable[str]) -> None:
+        """Put files into the list, right before they are written.
+
+        Args:
+            names: as in `refuse_foreign`.
+
+        Raises:
+            UserError: as in `refuse_foreign`.
+        """
         wanted = set(names)
         with self._locked():
             listed = self._listed()
-            for name in sorted(wanted - listed):
-                if not self._inside(name):
-                    raise UserError(f"{name!r} cannot be the name of a file in {self.path}")
-                if os.path.lexists(self.path / name):
-                    raise UserError(
-                        f"{self.path / name} was not written by this command "
-                        f"({self.path / LIST_FILE} does not name it): move it away, or name "
-                        "another folder"
-                    )
+            self._refuse_unlisted(wanted - listed)
             if wanted - listed:
                 self._list(listed | wanted)
+
+    def _refuse_unlisted(self, names: set[str]) -> None:
+        for name in sorted(names):
+            if not self._inside(name):
+                raise UserError(f"{name!r} cannot be the name of a file in {self.path}")
+            if os.path.lexists(self.path / name):
+                raise UserError(
+                    f"{self.path / name} was not written by this command "
+                    f"({self.path / LIST_FILE} does not name it): move it away, or name "
+                    "another folder"
+                )
 
     def _listed(self) -> set[str]:
         """The names in the list; one that leads out of the folder is none."""

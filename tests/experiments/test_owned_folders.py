@@ -235,3 +235,11 @@ def test_a_folder_that_is_no_run_directory_is_refused(tmp_path, mine):
     (spec.directory / "lock").touch()  # left by a process that was killed at once
     RunDirectory.open(spec).close()
     assert os.path.exists(spec.directory / "config.yaml")
+
+
+def test_a_command_that_is_refused_gets_no_right_to_the_names_of_its_files(tmp_path, capfd):
+    out = tmp_path / "mine" / "gpu_check.json"
+    refused(capfd, gpu_check(["--device", "cpu", "--parts", "nothing", "--out", str(out)]))
+    out.write_text("the user's own")
+    refused(capfd, gpu_check(["--device", "cpu", "--limit-s", "0", "--out", str(out)]), out.name)
+    assert out.read_text() == "the user's own"
