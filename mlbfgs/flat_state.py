@@ -80,7 +80,7 @@ class FlatState:
         of_step: (5, B) products of the newest pair update's direction (`mlbfgs.step`).
         asked: one-element tensors that are to be read with the next pair's products.
         heard: their numbers.
-        of_start: (2, B) gᵀg and dᵀd of the first step of the interval.
+        of_start: (2, B) gᵀg and dᵀd of the first step with a block's first pair.
         warnings: what has been said of pairs.
         growth: the running average of the growth limit, once for each parameter; None where the
             variant has none.

@@ -216,9 +216,6 @@ class MLBFGS(Optimizer):
     def _step(self) -> None:
         shared = self._settings.shared(self.param_groups)
         flat = self._flat_state()
-        if flat.history.variant is not shared.variant and flat.history.variant != shared.variant:
-            self._rebuild(dict(self.state))
-            flat = self._flat_state()
         grads = flat.layout.gradients()
         if all(g is None for g in grads) and not flat.collectives.copies:
             return
@@ -515,14 +512,14 @@ class MLBFGS(Optimizer):
     def _flat_state(self) -> FlatState:
         """The state, laid out anew from `self.state` where something was changed from outside.
 
-        That is: a frozen parameter was thawed; a group was given momentum; parameters are of
-        another dtype, device or memory format, or were exchanged for others of their shapes (as for
-        FSDP2's); tensors of the state were exchanged (as by whoever moves them to another device
-        and back) or removed.
+        That is: a frozen parameter was thawed; a group was given momentum; a switch of the variant
+        was changed; parameters are of another dtype, device or memory format, or were exchanged for
+        others of their shapes (as for FSDP2's); tensors of the state were exchanged (as by whoever
+        moves them to another device and back) or removed.
 
         Raises:
             RuntimeError: parameters or groups are missing or were added behind our back.
-            ValueError: `history_size` was changed.
+            ValueError: `history_size` was changed, or a setting in the groups makes no sense.
         """
         flat = self._built
         if flat is None:  # there was no memory for a load
@@ -534,6 +531,7 @@ class MLBFGS(Optimizer):
                 f"history_size cannot change from {flat.history.history_size} to {wanted} "
                 "after construction"
             )
+        variant = self._settings.shared(self.param_groups).variant
         exchanged = not self._known.are_in(self.param_groups)
         if exchanged:
             refuse_flat_shards(parameters_of(self.param_groups))
@@ -542,11 +540,9 @@ class MLBFGS(Optimizer):
             exchanged
             or not flat.is_shown_by(self.state)
             or (
-                "momentum_buffer" not in flat.flat
-                and any(g.get("momentum") for g in self.param_groups)
+                "momentum_buffer" not in flat.flat and any(g["momentum"] for g in self.param_groups)
             )
-            or (flat.growth is None)
-            != (self.param_groups[0]["variant"].get("growth_limit") is None)
+            or (flat.history.variant is not variant and flat.history.variant != variant)
             or not flat.layout.fits()
             or any(map(is_active, self._frozen))
         ):

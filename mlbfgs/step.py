@@ -76,7 +76,7 @@ def take_step(
         step.first_pass(averaging=False, projecting=True)
         step.second_pass()
         known = step.products()
-        flat.of_start.copy_(known[::2][:2])
+        flat.of_start.copy_(known[0:3:2])  # gᵀg and dᵀd
         owners = flat.layout.owners
         # read when somebody asks for the records
         flat.of_step.copy_(flat.collectives.sum_products(known[:0], known, owners))
@@ -84,8 +84,8 @@ def take_step(
         return records
     step.first_pass(averaging=True, projecting=True)
     step.second_pass()
-    if step.starts_interval:
-        flat.of_start.copy_(step.products()[::2][:2])
+    if step.uses_first_pair:
+        flat.of_start.copy_(step.products()[0:3:2])  # gᵀg and dᵀd
     flat.collectives.share(flat.layout, grads, wait=step.pair_due or idle)
     if idle:  # nor has any other rank a gradient
         flat.step -= 1
@@ -103,7 +103,7 @@ class _Step:
     Attributes:
         ends_interval: whether t mod T = 0.
         pair_due: whether it also ends an interval that began with a snapshot.
-        starts_interval: whether it is the first step that uses the newest pair.
+        uses_first_pair: whether it is the first step in which some block uses its first pair.
         sums: (1, B, 2M + 1) float64: p = W g and gᵀg; (2, ...) where the clip needs W v and vᵀg
             of the gradient v without weight decay as well.
     """
@@ -122,7 +122,8 @@ class _Step:
         self.ends_interval = flat.step % shared.update_interval == 0
         self.pair_due = self.ends_interval and flat.step > shared.update_interval
         after = (flat.step - 1) % shared.update_interval == 0
-        self.starts_interval = after and flat.step > 2 * shared.update_interval
+        warm = flat.step > 2 * shared.update_interval
+        self.uses_first_pair = after and warm and 1 in flat.history.pairs
         variant = shared.variant
         self.guarded = variant.growth_limit is not None
         self.scaled = self.guarded or variant.normalize_direction or variant.kl_clip is not None
@@ -161,7 +162,7 @@ class _Step:
         kind = self.shared.direction
         with_rows = kind != "gamma_gradient" or self.pair_due  # else nothing asks for H g
         with_square = kind == "norm_matched_gradient" or self.scaled
-        with_square = with_square or self.pair_due or self.starts_interval
+        with_square = with_square or self.pair_due or self.uses_first_pair
         undecayed = len(self.sums) == 2
         for segment, part in zip(self.flat.layout.segments, self.parts, strict=True):
             if not part.theta:  # nothing to add to a sum, nothing to move

@@ -290,3 +290,15 @@ def test_a_block_that_never_has_a_pair_silences_no_other(caplog):
             optimizer.step()
     skipped = [m.split(":")[0] for m in caplog.messages if "pair skipped" in m]
     assert skipped == ["step 6, block 0", "step 15, block 1"]
+
+
+def test_a_variant_given_by_name_in_the_groups_counts_for_whoever_looks_at_the_state_first():
+    named = network()
+    optimizer = MLBFGS(named.items(), **SETTINGS)
+    walk(named, optimizer, 1, 5)
+    optimizer.param_groups[0]["variant"] = "paper"
+    entries = optimizer.state_dict()["state"].values()
+    assert entries and all(AVERAGE not in entry for entry in entries)
+    optimizer.param_groups[0]["variant"] = "papr"
+    with pytest.raises(ValueError, match="did you mean 'paper'"):
+        optimizer.state_dict()
