@@ -285,11 +285,11 @@ def _traffic(
 ) -> int:
     """Bytes that a step of the optimizer moves.
 
-    MLBFGS: (4 M + 11) numbers a parameter, its floor in `results/benchmarks/optimizer_step.json`.
+    MLBFGS: (4 M + 12) numbers a parameter, its floor in `experiments.benchmarks.optimizer_step`.
     Others: all state read and written, the gradient read, the parameter read and written.
     """
     if is_quasi_newton(config):
-        return (4 * int(config["history_size"]) + 11) * kept * 4
+        return (4 * int(config["history_size"]) + 12) * kept * 4
     return 2 * sum(state.values()) + 3 * parameter_bytes
 
 

@@ -56,6 +56,7 @@ FLOOR_ITEMS = {
     "parameters, read twice (weight decay, update)": 2,
     "parameters, written": 1,
     "parameter average, read and written": 2,
+    "parameter snapshot, read": 1,
     "gradient average, read and written": 2,
     "momentum buffer, read and written": 2,
 }

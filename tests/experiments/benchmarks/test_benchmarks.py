@@ -68,7 +68,7 @@ def test_the_whole_benchmark_at_a_tiny_network(monkeypatch, tmp_path):
     }
     numbers = result["sizes"]["tiny"]
     assert json.loads(json.dumps(result)) == result
-    assert numbers["floor_numbers_per_parameter"] == 51
+    assert numbers["floor_numbers_per_parameter"] == 52
     assert numbers["step_over_floor"] == pytest.approx(
         numbers["mlbfgs_step_s"] / numbers["floor_s"]
     )
