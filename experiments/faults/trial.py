@@ -224,18 +224,28 @@ def group(trial: Trial) -> None:
 
 def launcher(trial: Trial) -> None:
     """The launcher of a run is killed; torchrun and the ranks must end."""
-    _supervisor(trial, lambda command: [command.pid])
+    _supervisor(trial, lambda command: [command.pid], all_must_end=True)
 
 
-def _supervisor(trial: Trial, victims: Callable[[Command], list[int]]) -> None:
+def _supervisor(
+    trial: Trial, victims: Callable[[Command], list[int]], *, all_must_end: bool = False
+) -> None:
+    """Kill who supervises.
+
+    Args:
+        trial: the trial.
+        victims: the processes to kill.
+        all_must_end: whether nothing of the command may outlive them; else it ends by itself.
+    """
     setup = setups.ranks(trial.chance.choice(setups.SHARED))
     command = trial.begin(setup)
     try:
         if trial.meet(command, trial.chance.randrange(STEPS)):
             found = victims(command)
             trial.send(found, signal.SIGKILL, trial.account.kind)
-            trial.gone(command, TOLD_GONE_S) if trial.account.kind == "launcher" else None
-        if trial.account.kind != "launcher":
+            if all_must_end:
+                trial.gone(command, TOLD_GONE_S)
+        if not all_must_end:
             trial.ended(command)
             trial.gone(command, GONE_S)
     finally:
